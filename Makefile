@@ -1,0 +1,41 @@
+# make up      from a bare clone to a mounted grid with an example in it    (MNT=DIR, ROOT=DIR)
+# make down    takes the mount away, keeps the data                         (MNT=DIR)
+# make setup   .venv with artfs in it, alone; installs what the machine lacks
+# make check   format, lint, types, unit tests
+# make test    all that, and every other suite                              (ARGS="pytest's options")
+# make bench   speed against a native directory, a null file system, bindfs (ARGS="options of tests.bench")
+
+MNT ?= grid
+export MNT ROOT
+PYTHON_IN_VENV := .venv/bin/python
+
+.PHONY: help up down setup dev lint check test bench
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+setup:
+	@scripts/setup
+
+dev:
+	@scripts/setup --dev
+
+up: setup
+	@scripts/up
+
+down:
+	@scripts/down
+
+lint: dev
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+check: lint
+	$(PYTHON_IN_VENV) -m pytest -q tests/unit $(ARGS)
+
+test: lint
+	$(PYTHON_IN_VENV) -m pytest -q tests $(ARGS)
+
+bench: dev
+	$(PYTHON_IN_VENV) -m tests.bench $(ARGS)

@@ -1,0 +1,219 @@
+"""The control surface: three doors (xattrs, ioctls, `.checkpoints/`) to one set of functions.
+
+xattrs, on any inode of a namespace; what they act on is that inode's own namespace:
+
+    set user.artfs.checkpoint NAME      make a checkpoint          get user.artfs.checkpoints   names, a line each
+    set user.artfs.restore NAME         restore it                 get user.artfs.namespace     JSON: what this is
+    set user.artfs.delete NAME          delete it                  get user.artfs.usage         JSON: bytes and inodes
+    set user.artfs.clone NEW [FROM]     branch, in the same scope  get user.artfs.dirty         JSON: not committed yet
+
+They are not listed.  ioctls: see `artfs.control`, the client's side.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from artfs.control import CHECKPOINT, CLONE, DELETE, RESTORE, pack_result, unpack_names
+from artfs.errors import ArtfsError, FsError
+from artfs.fuse.virtual import Numbers, VirtualTree, file, folder, later
+from artfs.meta import Checkpoint
+from artfs.volume.catalogue import Namespace
+from artfs.volume.inodes import ROOT
+from artfs.volume.node import Dentry, Node
+from artfs.volume.tree import Tree
+from artfs.volume.volume import Volume
+
+XATTR_PREFIX = b"user.artfs."
+IOCTLS = frozenset((CHECKPOINT, RESTORE, CLONE, DELETE))
+SETTERS = {b"checkpoint", b"restore", b"delete", b"clone"}
+DIR_TYPE = 4
+
+
+class Actions(Protocol):
+    """What the store does for the mount; each settles what the kernel still holds before it acts."""
+
+    def volume(self, tree: Tree) -> Volume: ...
+
+    def describe(self, namespace: Namespace) -> dict[str, Any]: ...
+
+    async def checkpoint(self, volume: Volume, name: str | None, description: str = "") -> Checkpoint: ...
+
+    async def restore(self, volume: Volume, name: str) -> Checkpoint: ...
+
+    async def delete_checkpoint(self, volume: Volume, name: str) -> Checkpoint: ...
+
+    async def clone(self, volume: Volume, name: str, at: str | None = None) -> Namespace: ...
+
+
+class Control:
+    def __init__(self, actions: Actions, numbers: Numbers) -> None:
+        self.actions = actions
+        self.numbers = numbers
+        self._folders: dict[int, Node] = {}
+
+    def special(self, root: Node, name: bytes) -> Node | None:
+        """`.checkpoints`, `_meta.json`, `.workspace` in the root of a namespace; None in that of a view."""
+        tree = root.tree
+        if tree.read_only and tree.at is not None:
+            return None
+        volume = self.actions.volume(tree)
+        if name == b".checkpoints":
+            node = self._folders.get(tree.number)
+            if node is None:
+                node = CheckpointsTree(self, volume).folder
+                self._folders[tree.number] = node
+            return node
+        is_blob = volume.namespace.type == "blob"
+        if name == b".workspace" and is_blob:
+            return None
+        return self.meta_file(volume.namespace)
+
+    def forget(self, namespace: Namespace) -> None:
+        """It is gone."""
+        self._folders.pop(int(namespace.serial), None)
+
+    def meta_file(self, namespace: Namespace) -> Node:
+        content = json.dumps(self.actions.describe(namespace), indent=2).encode() + b"\n"
+        return file(VirtualTree(), self.numbers.fresh(), content)
+
+    # xattrs
+    def getxattr(self, node: Node, name: bytes) -> bytes | None:
+        """The value of one of ours; None if it is not one."""
+        what = name[len(XATTR_PREFIX) :]
+        if what not in (b"checkpoints", b"namespace", b"usage", b"dirty"):
+            if what in SETTERS:
+                raise FsError(errno.ENODATA)
+            return None
+        if not isinstance(node.tree, Tree):
+            raise FsError(errno.ENODATA)
+        volume = self.actions.volume(node.tree)
+        tree = volume.tree
+        if what == b"checkpoints":
+            return b"".join(os.fsencode(c.id) + b"\n" for c in volume.checkpoints())
+        if what == b"namespace":
+            return json.dumps(self.actions.describe(volume.namespace)).encode()
+        if what == b"usage":
+            return json.dumps({"bytes": tree.used_bytes, "inodes": tree.used_inodes}).encode()
+        batches = [*tree.closed_batches, tree.open_batch]
+        return json.dumps(
+            {"rows": sum(len(b.rows) for b in batches), "blocks": sum(len(b.blocks) for b in batches)}
+        ).encode()
+
+    def setxattr(self, node: Node, name: bytes, value: bytes) -> Callable[[], Awaitable[None]] | None:
+        """The work that setting one of ours asks for; None if it is not one."""
+        what = name[len(XATTR_PREFIX) :]
+        if what not in SETTERS:
+            return None
+        if not isinstance(node.tree, Tree):
+            raise FsError(errno.EINVAL)
+        if node.tree.read_only:
+            raise FsError(errno.EROFS)
+        try:
+            text = os.fsdecode(value.rstrip(b"\0\n"))
+        except ValueError:
+            raise FsError(errno.EINVAL) from None
+        command = {b"checkpoint": CHECKPOINT, b"restore": RESTORE, b"delete": DELETE, b"clone": CLONE}[what]
+        first, _, second = text.partition(" ") if command == CLONE else (text, "", "")
+        volume = self.actions.volume(node.tree)
+
+        async def work() -> None:
+            await self._act(volume, command, first, second or None)
+
+        return work
+
+    # ioctls
+    async def ioctl(self, node: Node, command: int, data: bytes) -> bytes:
+        """See `artfs.control`.  Errors: FsError EINVAL outside a namespace, and as the call."""
+        if not isinstance(node.tree, Tree):
+            raise FsError(errno.EINVAL)
+        if node.tree.read_only:
+            raise FsError(errno.EROFS)
+        first, second = unpack_names(data)
+        return pack_result(await self._act(self.actions.volume(node.tree), command, first, second or None))
+
+    async def _act(self, volume: Volume, command: int, first: str, second: str | None) -> Checkpoint | None:
+        try:
+            if command == CHECKPOINT:
+                return await self.actions.checkpoint(volume, first or None, second or "")
+            if command == RESTORE:
+                return await self.actions.restore(volume, first)
+            if command == DELETE:
+                return await self.actions.delete_checkpoint(volume, first)
+            await self.actions.clone(volume, first, second)
+            return None
+        except FsError:
+            raise
+        except ArtfsError as error:
+            raise FsError(error.errno) from error
+
+
+class CheckpointsTree(VirtualTree):
+    """`.checkpoints/` of one namespace: mkdir makes a checkpoint, rmdir deletes it, its entries are read-only trees."""
+
+    read_only = False
+
+    def __init__(self, control: Control, volume: Volume) -> None:
+        self.control = control
+        self.volume = volume
+        self.views: dict[int, Tree] = {}
+        self.folder = folder(self, control.numbers.of(f"{volume.namespace.id}/.checkpoints"))
+        self.folder.tree = self  # type: ignore[assignment]
+
+    def lookup(self, folder: Node, name: bytes) -> Node | None:
+        try:
+            checkpoint = self.volume.find(os.fsdecode(name))
+        except ArtfsError:
+            return None
+        return self._view(checkpoint)
+
+    def _view(self, checkpoint: Checkpoint) -> Node:
+        view = self.views.get(checkpoint.serial)
+        if view is None:
+            later_views = self.views
+
+            async def work() -> Node:
+                tree = later_views[checkpoint.serial] = await self.volume.view(checkpoint.id)
+                return tree.root()
+
+            later(work)
+        return view.root()
+
+    def listing(self, folder: Node) -> list[tuple[bytes, Dentry]]:
+        return [
+            (os.fsencode(c.id), Dentry(c.serial, c.epoch + 2, DIR_TYPE)) for c in self.volume.checkpoints(all=True)
+        ]
+
+    def node(self, ino: int) -> Node:
+        for checkpoint in self.volume.tree.checkpoints:
+            if checkpoint.serial == ino:
+                if checkpoint.serial in self.views:
+                    return self.views[checkpoint.serial].root()
+                return Node(self.volume.tree, ROOT, checkpoint.serial << 32 | ROOT, 0o040755, 0, 0, 0, checkpoint.created)
+        raise FsError(errno.ENOENT)
+
+    def mkdir(self, folder: Node, name: bytes, mode: int, uid: int, gid: int) -> Node:
+        if any(c.name == os.fsdecode(name) for c in self.volume.tree.checkpoints):
+            raise FsError(errno.EEXIST)
+
+        async def work() -> Node:
+            checkpoint = await self.control._act(self.volume, CHECKPOINT, os.fsdecode(name), None)
+            assert checkpoint is not None
+            tree = self.views[checkpoint.serial] = await self.volume.view(checkpoint.id)
+            return tree.root()
+
+        later(work)
+
+    def rmdir(self, folder: Node, name: bytes) -> Node:
+        async def work() -> None:
+            checkpoint = await self.control._act(self.volume, DELETE, os.fsdecode(name), None)
+            assert checkpoint is not None
+            self.views.pop(checkpoint.serial, None)
+
+        later(work)
+
+

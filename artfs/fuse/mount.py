@@ -1,0 +1,336 @@
+"""A mount: one process serving the grid, or a part of it.
+
+*Bound*: one principal, fixed when it is made; the kernel caches names, pages and writes, and opening needs no request.
+*Checked*: many callers, told apart by uid; nothing is cached beyond the call, and each request is checked.
+
+Threads: requests, trees and tasks run on trio's thread.  What could wait for the kernel (syncfs, invalidations, any use
+of the mount itself) runs in worker threads, never on the loop, because the kernel may need an answer from the loop
+first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import trio
+from trio import to_thread
+
+from artfs.errors import ArtfsError, NotFoundError
+from artfs.fuse import native as native_module
+from artfs.fuse.control import Control
+from artfs.fuse.dispatch import Dispatch, Guard
+from artfs.fuse.grid_tree import GridTree
+from artfs.fuse.native import InitFlag
+from artfs.fuse.requests import Requests
+from artfs.fuse.virtual import Numbers
+from artfs.fuse.wire import FOREVER
+from artfs.grid import GridPath, scope_dir
+from artfs.meta import Checkpoint
+from artfs.store.store import Store
+from artfs.types import ADMIN, Access, Principal, Scope
+from artfs.volume.catalogue import Namespace
+from artfs.volume.node import Node
+from artfs.volume.tree import Tree
+from artfs.volume.volume import Restored, Volume
+from artfs.volume.waiting import MustWait
+
+log = logging.getLogger(__name__)
+SWITCH_INTERVAL = 0.0005
+"""Seconds: a commit's thread must not keep the loop from its requests for longer."""
+CHECKED_VALID = 0
+UNTIL_CLOSED = (1 << 63) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """`path`: the part of the grid that is shown.  `extra`: further options for mount(2), such as `ro`."""
+
+    path: GridPath = GridPath()  # noqa: RUF009 - a frozen value
+    principal: Principal = ADMIN
+    checked: bool = False
+    allow_other: bool = False
+    extra: Sequence[str] = ()
+
+
+class Mount:
+    """Serves `store` at `point`.  `ready` is called in a worker thread once the mount answers."""
+
+    def __init__(self, store: Store, point: Path, options: Options) -> None:
+        self.store = store
+        self.point = point
+        self.options = options
+        self.native = native_module.load()
+        self.numbers = Numbers()
+        self.control = Control(self, self.numbers)
+        self.guard: Guard | None = None
+        self.grid = GridTree(
+            store,
+            self.numbers,
+            lambda: self.guard.principal if self.guard is not None else options.principal,
+            self._scope_uid if options.checked else None,
+            self._stats,
+        )
+        self.requests = Requests(
+            self._root(),
+            self.control,
+            valid=CHECKED_VALID if options.checked else FOREVER,
+            cached=not options.checked,
+            space=lambda: str(store.root or "/"),
+            descriptors=store.shard.sync_descriptors,
+            flush=self._flush,
+            sync=store.shard.sync,
+        )
+        if options.checked or not options.principal.admin:
+            self.guard = Guard(self.requests, self._resolve, self._permit, checked=options.checked)
+        self.dispatch = Dispatch(self.requests, self.native, self.guard)
+        self._tasks: trio.Nursery | None = None
+
+    def _root(self) -> Node:
+        path = self.options.path
+        if path.sandbox is None:
+            return self.grid.at()
+        if path.scope is None:
+            return self.grid.at(path.sandbox)
+        folder = scope_dir(path.scope, path.owner)
+        if path.namespace is None:
+            return self.grid.at(path.sandbox, folder)
+        namespace = self.store.namespace_at(path.sandbox, folder, path.namespace)
+        tree = self.store.volume(namespace).tree
+        node: Node | None = tree.root()
+        for part in filter(None, path.path.split("/")):
+            assert node is not None
+            node = tree.lookup(node, os.fsencode(part))
+            if node is None:
+                raise NotFoundError(f"{path} does not exist; `artfs ls {namespace.grid_path}` shows what does")
+        assert node is not None
+        return node
+
+    # who calls
+    def _resolve(self, caller: tuple[int, int, int]) -> Principal | None:
+        if not self.options.checked:
+            return self.options.principal
+        return self.store.settings.principal(caller[0])
+
+    def _permit(self, principal: Principal, tree: Tree) -> Access:
+        namespace = self.store.catalogue.by_serial.get(tree.serial)
+        if namespace is None:
+            return Access.NONE
+        return self.store.access(principal, namespace.sandbox, namespace.scope, namespace.owner)
+
+    def _scope_uid(self, sandbox: str, scope: Scope, owner: str | None) -> int:
+        """The uid that may enter a scope directory; root where nobody is mapped to it."""
+        for uid in sorted(self.store.settings.uid_map):
+            principal = self.store.settings.principal(uid)
+            if principal is None or principal.admin:
+                continue
+            if self.store.access(principal, sandbox, scope, owner) is Access.WRITE:
+                return uid
+        return 0
+
+    # serving
+    async def serve(self, ready: Callable[[], None]) -> None:
+        """Until it is unmounted.  Errors: BusyError, NotFoundError, DeniedError, ArtfsError."""
+        import pyfuse3  # noqa: PLC0415 - the extension must be loaded first
+
+        from artfs.fuse.handlers import Handlers  # noqa: PLC0415
+
+        sys.setswitchinterval(SWITCH_INTERVAL)
+        bound = not self.options.checked
+        handlers = Handlers(self.requests, self.dispatch.ask, bound)
+        if self.native is not None:
+            self._configure(bound)
+        options = {"fsname=artfs", "subtype=artfs", "default_permissions", *self.options.extra}
+        if self.options.allow_other or self.options.checked:
+            options.add("allow_other")
+        self._mount(handlers, options)
+        self.store.shard.objects.readers = self.native.jobs if self.native is not None else lambda: (0, 0)
+        self.store.surfaces.append(self)
+        try:
+            async with trio.open_nursery() as nursery:
+                self._tasks = nursery
+                self.dispatch.start(nursery)
+                nursery.start_soon(self._announce, ready)
+                await pyfuse3.main()
+                nursery.cancel_scope.cancel()
+        finally:
+            self.store.surfaces.remove(self)
+            with suppress(Exception):
+                pyfuse3.close(unmount=True)
+            sys.setswitchinterval(0.005)
+
+    def _mount(self, handlers: Any, options: set[str]) -> None:
+        import pyfuse3  # noqa: PLC0415
+
+        try:
+            pyfuse3.init(handlers, str(self.point), options)
+        except RuntimeError as error:
+            raise ArtfsError(f"{self.point} cannot be mounted: {error}; `artfs doctor` says what is missing") from error
+
+    def _configure(self, bound: bool) -> None:
+        assert self.native is not None
+        settings = self.store.settings
+        clear = InitFlag.ATOMIC_O_TRUNC | InitFlag.POSIX_LOCKS | InitFlag.FLOCK_LOCKS | InitFlag.AUTO_INVAL_DATA
+        if not bound:
+            clear &= ~(InitFlag.ATOMIC_O_TRUNC | InitFlag.AUTO_INVAL_DATA)
+        self.native.configure(
+            init_set=InitFlag.HANDLE_KILLPRIV_V2
+            | InitFlag.INIT_EXT
+            | InitFlag.PARALLEL_DIROPS
+            | InitFlag.DO_READDIRPLUS
+            | InitFlag.READDIRPLUS_AUTO
+            | InitFlag.CACHE_SYMLINKS,
+            init_clear=clear,
+            max_background=settings.max_background,
+            congestion_threshold=settings.max_background,
+            time_gran=1,
+            spin_us=settings.spin_us,
+            wait_us=settings.wait_us,
+            burst_us=settings.burst_us,
+            fs_error=ArtfsError,
+            must_wait=MustWait,
+            on_wait=self.dispatch.on_wait,
+            on_interrupt=self.dispatch.on_interrupt,
+            on_error=lambda error: log.error("a request failed", exc_info=error),
+            on_sync_error=lambda number: trio.from_thread.run_sync(
+                self.store.shard.sync_failed, number, trio_token=self._token
+            ),
+        )
+        self._token = trio.lowlevel.current_trio_token()
+        self.dispatch.register(no_open=bound)
+
+    async def _announce(self, ready: Callable[[], None]) -> None:
+        await to_thread.run_sync(self._warm_up)
+        await to_thread.run_sync(ready)
+
+    def _warm_up(self) -> None:
+        """Make the kernel learn what it learns by asking once, and raise its read-ahead."""
+        info = os.stat(self.point)
+        with suppress(OSError):
+            fd = os.open(self.point, os.O_RDONLY | os.O_DIRECTORY)
+            os.close(fd)
+        device = f"{os.major(info.st_dev)}:{os.minor(info.st_dev)}"
+        with suppress(OSError):
+            Path(f"/sys/class/bdi/{device}/read_ahead_kb").write_text(str(self.store.settings.read_ahead_kb))
+
+    # what the kernel holds
+    async def _flush(self, num: int) -> None:
+        """Make the kernel write back what it caches of a file (and drop it)."""
+        if self.native is not None:
+            with suppress(OSError):
+                await to_thread.run_sync(self.native.notify_inode, num, 0, UNTIL_CLOSED)
+
+    async def settle(self, volume: Volume) -> None:
+        """See `Surface`: syncfs queues every dirty page, and when statfs is answered the queue before it was read."""
+        if not self.options.checked:
+            await to_thread.run_sync(self._barrier)
+
+    def _barrier(self) -> None:
+        fd = os.open(self.point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            libc = ctypes.CDLL(None, use_errno=True)
+            if libc.syncfs(fd):
+                number = ctypes.get_errno()
+                raise OSError(number, os.strerror(number))
+            os.fstatvfs(fd)
+        finally:
+            os.close(fd)
+
+    async def restored(self, volume: Volume, restored: Restored) -> None:
+        stale = [node.num for node in restored.stale if node.looks]
+        folders = [node.num for node in restored.folders if node.looks]
+        names = [(folder.num, name) for folder, name in restored.names if folder.looks]
+        for node in restored.stale:
+            self.requests.void(node)
+        self._later(self._invalidate, names, stale, folders + list({num for num, _ in names}))
+
+    async def gone(self, namespace: Namespace, nodes: list[Node]) -> None:
+        held = [node.num for node in nodes if node.looks]
+        views = [
+            node for node in list(self.requests.held.values())
+            if isinstance(node.tree, Tree) and node.tree.serial == namespace.serial
+        ]
+        for node in {*nodes, *views}:
+            self.requests.void(node)
+        self.control.forget(namespace)
+        self._later(self._invalidate, [], held + [node.num for node in views], [])
+
+    async def grid_changed(self, namespace: Namespace) -> None:
+        sandbox, folder = namespace.place
+        parent = self.grid.at(sandbox, folder)
+        names = [(parent.num, os.fsencode(namespace.entry))]
+        names += [(self.grid.at(sandbox).num, os.fsencode(folder)), (self.grid.at().num, os.fsencode(sandbox))]
+        parents = [parent.num, self.grid.at(sandbox).num, self.grid.at().num]
+        self._later(self._invalidate, names, [], parents)
+
+    async def scope_ended(self, sandbox: str, folder: str) -> None:
+        parent = self.grid.at(sandbox)
+        self._later(self._invalidate, [(parent.num, os.fsencode(folder))], [], [parent.num])
+
+    async def names_changed(self, names: list[tuple[Node, bytes]]) -> None:
+        held = [(folder.num, name) for folder, name in names if folder.looks]
+        self._later(self._invalidate, held, [], list({num for num, _ in held}))
+
+    def _later(self, work: Callable[..., None], *args: Any) -> None:
+        """In a thread, after the request that asked for it was answered: it may hold a directory's lock."""
+        assert self._tasks is not None
+        self._tasks.start_soon(partial(to_thread.run_sync, work, *args, abandon_on_cancel=True))
+
+    def _invalidate(self, names: list[tuple[int, bytes]], inodes: list[int], folders: list[int]) -> None:
+        """Names are expired, not dropped: what is mounted below them stays."""
+        root = self.requests.root.num
+        if self.native is None:
+            self._invalidate_slowly(names, [*inodes, *folders])
+            return
+        for num, name in names:
+            with suppress(OSError):
+                self.native.notify_entry(1 if num == root else num, name, True)
+        for num in [*inodes, *folders]:
+            with suppress(OSError):
+                self.native.notify_inode(1 if num == root else num, 0, UNTIL_CLOSED)
+
+    def _invalidate_slowly(self, names: list[tuple[int, bytes]], inodes: list[int]) -> None:
+        import pyfuse3  # noqa: PLC0415
+
+        root = self.requests.root.num
+        for num, name in names:
+            with suppress(OSError):
+                pyfuse3.invalidate_entry(1 if num == root else num, name)
+        for num in inodes:
+            with suppress(OSError):
+                pyfuse3.invalidate_inode(1 if num == root else num)
+
+    # what the control surface asks for
+    def volume(self, tree: Tree) -> Volume:
+        return self.store.volume_of(tree)
+
+    def describe(self, namespace: Namespace) -> dict[str, Any]:
+        return self.store.describe(namespace)
+
+    async def checkpoint(self, volume: Volume, name: str | None, description: str = "") -> Checkpoint:
+        return await self.store.checkpoint(volume, name, description)
+
+    async def restore(self, volume: Volume, name: str) -> Checkpoint:
+        return await self.store.restore(volume, name)
+
+    async def delete_checkpoint(self, volume: Volume, name: str) -> Checkpoint:
+        return await self.store.delete_checkpoint(volume, name)
+
+    async def clone(self, volume: Volume, name: str, at: str | None = None) -> Namespace:
+        return await self.store.clone(volume, name, at)
+
+    def _stats(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"nodes_held": len(self.requests.held), "native": self.native is not None}
+        if self.native is not None:
+            found.update(self.native.stats())
+        return found
+
+

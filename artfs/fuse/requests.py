@@ -1,0 +1,347 @@
+"""One plain function per FUSE operation: decoded arguments in, the encoded reply out.
+
+A function returns bytes (the reply's body), an int (a count, an offset, or nothing to say: 0), a tuple (segments of a
+READ) or a list (descriptors that an fsync must sync).  It raises `FsError` for an errno and `MustWait` when it cannot
+answer at once; whoever runs it (native dispatch or pyfuse3's handlers) waits and calls it again.  So there is one
+driver and two ways in.
+
+`held` holds every node that the kernel knows, by the number that it knows it by; a node leaves it with its last FORGET.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from artfs.errors import FsError
+from artfs.fuse import wire
+from artfs.fuse.control import IOCTLS, XATTR_PREFIX, Control
+from artfs.fuse.virtual import DEAD, VirtualTree, later
+from artfs.volume.attributes import SIZE
+from artfs.volume.inodes import ROOT
+from artfs.volume.node import Node
+from artfs.volume.tree import Tree
+
+Reply = bytes | int | tuple[int, ...] | list[int]
+CHECKPOINTS = b".checkpoints"
+META_FILES = (b"_meta.json", b".workspace")
+TCGETS, FS_IOC_GETFLAGS, FS_IOC_GETVERSION = 0x5401, 0x80086601, 0x80087601
+S_IFMT = 0o170000
+
+
+class Requests:
+    """`valid`: seconds that the kernel may keep names and attributes of namespaces.  `cached`: the kernel caches
+    writes, so that what it holds must be flushed before holes are looked for."""
+
+    def __init__(
+        self,
+        root: Node,
+        control: Control,
+        *,
+        valid: int,
+        cached: bool,
+        space: Callable[[], str],
+        descriptors: Callable[[], list[int]],
+        flush: Callable[[int], Any],
+        sync: Callable[[], Awaitable[None]],
+    ) -> None:
+        self.held: dict[int, Node] = {1: root}
+        self.root = root
+        self.control = control
+        self.valid = valid
+        self.cached = cached
+        self.space = space
+        self.descriptors = descriptors
+        self.flush = flush
+        self.sync = sync
+        self.negative = wire.negative(valid)
+        self.unknown = wire.negative(0)
+        self.attr_head = wire.ATTR_HEAD.pack(valid, 0, 0)
+        self.no_attr_head = wire.ATTR_HEAD.pack(0, 0, 0)
+        root.looks = 1 << 40
+
+    # the kernel's references
+    def enter(self, node: Node) -> bytes:
+        """The entry reply, which gives the kernel one more reference."""
+        node.looks += 1
+        self.held[node.num] = node
+        return node.entry or self.encode(node)
+
+    def encode(self, node: Node) -> bytes:
+        reply = node.entry = wire.entry(node, self.valid if isinstance(node.tree, Tree) else 0)
+        return reply
+
+    def node(self, ino: int) -> Node:
+        try:
+            return self.held[ino]
+        except KeyError:
+            raise FsError(errno.ESTALE) from None
+
+    def forget(self, ino: int, count: int) -> int:
+        node = self.held.get(ino)
+        if node is not None:
+            node.looks -= count
+            if node.looks <= 0:
+                node.looks = 0
+                del self.held[ino]
+                node.tree.rest(node)
+        return 0
+
+    def void(self, node: Node) -> None:
+        """The node's number means nothing any more: whoever holds it gets ESTALE."""
+        node.tree = DEAD  # type: ignore[assignment]
+        node.blocks = None
+        node.entry = None
+
+    # names
+    def lookup(self, ino: int, name: bytes) -> bytes:
+        folder = self.held[ino]
+        node = folder.tree.lookup(folder, name)
+        if node is None:
+            return self._missing(folder, name)
+        node.looks += 1
+        self.held[node.num] = node
+        return node.entry or self.encode(node)
+
+    def _missing(self, folder: Node, name: bytes) -> bytes:
+        if not isinstance(folder.tree, Tree):
+            return self.unknown
+        if folder.ino == ROOT and (name == CHECKPOINTS or name in META_FILES):
+            node = self.control.special(folder, name)
+            return self.enter(node) if node is not None else self.unknown
+        return self.negative
+
+    def getattr(self, ino: int) -> bytes:
+        node = self.held[ino]
+        if node.tree is DEAD:  # type: ignore[comparison-overlap]
+            raise FsError(errno.ESTALE)
+        reply = node.entry or self.encode(node)
+        return (self.attr_head if isinstance(node.tree, Tree) else self.no_attr_head) + reply[wire.ENTRY_HEAD :]
+
+    def setattr(
+        self, ino: int, valid: int, size: int, atime: int, mtime: int, ctime: int, mode: int, uid: int, gid: int
+    ) -> bytes:
+        node = self.held[ino]
+        node.tree.setattr(node, valid, size, atime, mtime, ctime, mode, uid, gid)
+        return self.attr_head + self.encode(node)[wire.ENTRY_HEAD :]
+
+    def readlink(self, ino: int) -> bytes:
+        node = self.node(ino)
+        if node.mode & S_IFMT != 0o120000:
+            raise FsError(errno.EINVAL)
+        return node.target
+
+    def symlink(self, ino: int, name: bytes, target: bytes, uid: int, gid: int) -> bytes:
+        folder = self.node(ino)
+        return self.enter(folder.tree.symlink(folder, name, target, uid, gid))
+
+    def mknod(self, ino: int, name: bytes, mode: int, rdev: int, uid: int, gid: int) -> bytes:
+        folder = self.node(ino)
+        return self.enter(folder.tree.make(folder, name, mode, uid, gid, rdev))
+
+    def mkdir(self, ino: int, name: bytes, mode: int, uid: int, gid: int) -> bytes:
+        folder = self.held[ino]
+        return self.enter(folder.tree.mkdir(folder, name, mode, uid, gid))
+
+    def create(self, ino: int, name: bytes, mode: int, flags: int, uid: int, gid: int) -> bytes:
+        folder = self.held[ino]
+        node = folder.tree.lookup(folder, name) if not flags & os.O_EXCL else None
+        if node is None:
+            node = folder.tree.create(folder, name, mode, uid, gid)
+        elif node.kids is not None:
+            raise FsError(errno.EISDIR)
+        elif flags & os.O_TRUNC:
+            node.tree.setattr(node, SIZE, 0, 0, 0, 0, 0, 0, 0)
+        return self.enter(node) + self.opened(node)
+
+    def tmpfile(self, ino: int, name: bytes, mode: int, flags: int, uid: int, gid: int) -> bytes:
+        folder = self.node(ino)
+        node = folder.tree.make_unnamed(folder, mode, uid, gid)
+        return self.enter(node) + self.opened(node)
+
+    def unlink(self, ino: int, name: bytes) -> int:
+        folder = self.held[ino]
+        folder.tree.unlink(folder, name)
+        return 0
+
+    def rmdir(self, ino: int, name: bytes) -> int:
+        folder = self.held[ino]
+        folder.tree.rmdir(folder, name)
+        return 0
+
+    def rename(self, ino: int, name: bytes, new_ino: int, new: bytes, flags: int) -> int:
+        folder, target = self.held[ino], self.held[new_ino]
+        if folder.tree is not target.tree:
+            raise FsError(errno.EXDEV)
+        folder.tree.rename(folder, name, target, new, flags)
+        return 0
+
+    def link(self, ino: int, name: bytes, old: int) -> bytes:
+        folder, node = self.node(ino), self.node(old)
+        if folder.tree is not node.tree:
+            raise FsError(errno.EXDEV)
+        folder.tree.link(node, folder, name)
+        return self.enter(node)
+
+    # files
+    def opened(self, node: Node) -> bytes:
+        return wire.opened(wire.FOPEN_KEEP_CACHE if isinstance(node.tree, Tree) else wire.FOPEN_DIRECT_IO)
+
+    def open(self, ino: int, flags: int) -> bytes:
+        node = self.node(ino)
+        if node.tree is DEAD:  # type: ignore[comparison-overlap]
+            raise FsError(errno.ESTALE)
+        if flags & os.O_ACCMODE and node.tree.read_only:
+            raise FsError(errno.EROFS)
+        if flags & os.O_TRUNC:
+            node.tree.setattr(node, SIZE, 0, 0, 0, 0, 0, 0, 0)
+        return self.opened(node)
+
+    def opendir(self, ino: int, flags: int) -> bytes:
+        node = self.node(ino)
+        if node.tree is DEAD:  # type: ignore[comparison-overlap]
+            raise FsError(errno.ESTALE)
+        return wire.opened(0)
+
+    def nothing(self, ino: int) -> int:
+        """RELEASE, RELEASEDIR, FLUSH: nothing hangs on a handle."""
+        return 0
+
+    def read(self, ino: int, offset: int, size: int) -> bytes | tuple[int, ...]:
+        node = self.held[ino]
+        return node.tree.read(node, offset, size)
+
+    def write(self, ino: int, offset: int, data: bytes | memoryview, flags: int) -> int:
+        node = self.held[ino]
+        return node.tree.write(node, offset, data, flags)
+
+    def fsync(self, ino: int, datasync: int) -> list[int]:
+        return self.descriptors()
+
+    def statfs(self, ino: int) -> bytes:
+        node = self.node(ino)
+        tree = node.tree
+        return wire.statfs(self.space(), tree.used_inodes if isinstance(tree, Tree) else len(self.held))
+
+    def lseek(self, ino: int, offset: int, whence: int) -> int:
+        node = self.node(ino)
+        if not self.cached or not isinstance(node.tree, Tree) or node.tree.read_only:
+            return node.tree.seek(node, offset, whence)
+
+        async def work() -> int:
+            await self.flush(ino)
+            return node.tree.seek(node, offset, whence)
+
+        later(work)
+
+    def fallocate(self, ino: int, mode: int, offset: int, length: int) -> int:
+        node = self.node(ino)
+        space = os.statvfs(self.space())
+        node.tree.fallocate(node, mode, offset, length, space.f_bavail * space.f_frsize)
+        return 0
+
+    def copy_file_range(self, ino: int, start: int, out: int, offset: int, length: int, flags: int) -> int:
+        source, target = self.node(ino), self.node(out)
+        if source.tree is not target.tree:
+            raise FsError(errno.EXDEV)
+        return source.tree.copy_range(source, start, target, offset, length)
+
+    def ioctl(self, ino: int, command: int, flags: int, data: bytes, out_size: int) -> bytes | int:
+        if command in IOCTLS:
+            node = self.node(ino)
+            later(lambda: self.control.ioctl(node, command, data))
+        if command == FS_IOC_GETFLAGS:
+            return bytes(out_size)
+        raise FsError(errno.ENOTTY)
+
+    # attributes
+    def getxattr(self, ino: int, name: bytes) -> bytes:
+        node = self.held[ino]
+        if name.startswith(XATTR_PREFIX):
+            value = self.control.getxattr(node, name)
+            if value is not None:
+                return value
+        return node.tree.getxattr(node, name)
+
+    def listxattr(self, ino: int) -> bytes:
+        node = self.node(ino)
+        return b"".join(name + b"\0" for name in node.tree.listxattr(node))
+
+    def setxattr(self, ino: int, name: bytes, value: bytes, flags: int) -> int:
+        node = self.node(ino)
+        if name.startswith(XATTR_PREFIX):
+            work = self.control.setxattr(node, name, value)
+            if work is not None:
+                later(work)
+        node.tree.setxattr(node, name, value, flags)
+        return 0
+
+    def removexattr(self, ino: int, name: bytes) -> int:
+        node = self.node(ino)
+        node.tree.removexattr(node, name)
+        return 0
+
+    # listings
+    def readdir(self, ino: int, offset: int, size: int) -> bytes:
+        return self._list(ino, offset, size, False)
+
+    def readdirplus(self, ino: int, offset: int, size: int) -> bytes:
+        return self._list(ino, offset, size, True)
+
+    def _list(self, ino: int, offset: int, size: int, plus: bool) -> bytes:
+        folder = self.held[ino]
+        tree = folder.tree
+        order = tree.listing(folder)
+        parts: list[bytes] = []
+        for cookie, name, num in ((1, b".", folder.num), (2, b"..", self._parent(folder))):
+            if offset < cookie:
+                part = (self.unknown if plus else b"") + wire.dirent(num, cookie, name, 4)
+                parts.append(part)
+                size -= len(part)
+        low = 0
+        if offset > 2:
+            high = len(order)
+            while low < high:
+                middle = (low + high) >> 1
+                if order[middle][1].cookie <= offset:
+                    low = middle + 1
+                else:
+                    high = middle
+        fixed = wire.DIRENT.size + (wire.ENTRY.size if plus else 0)
+        for i in range(low, len(order)):
+            name, (child, cookie, type) = order[i]
+            length = len(name)
+            size -= fixed + length + (-length & 7)
+            if size < 0:
+                break
+            node = tree.nodes.get(child) if isinstance(tree, Tree) else None
+            if node is None:
+                node = tree.node(child)
+            if plus:
+                parts.append(self.enter(node))
+            parts.append(wire.dirent(node.num, cookie, name, type))
+        return b"".join(parts)
+
+    def entries(self, ino: int, offset: int) -> list[tuple[bytes, int, Node]]:
+        """(name, cookie, node) behind `offset`, for a driver that encodes listings itself."""
+        folder = self.node(ino)
+        dots = [(b".", 1, folder), (b"..", 2, folder)]
+        rest = [
+            (name, entry.cookie, folder.tree.node(entry.ino))
+            for name, entry in folder.tree.listing(folder)
+            if entry.cookie > offset
+        ]
+        return [item for item in dots if item[1] > offset] + rest
+
+    def peek(self, node: Node) -> bytes:
+        """The entry reply without a reference."""
+        return node.entry or self.encode(node)
+
+    def _parent(self, folder: Node) -> int:
+        tree = folder.tree
+        if isinstance(tree, VirtualTree) or folder.ino == ROOT:
+            return folder.num
+        parent = tree.nodes.get(folder.parent)
+        return parent.num if parent is not None else tree.number << 32 | folder.parent

@@ -1,0 +1,207 @@
+"""Grid paths and the names in them: pure rules, no I/O.
+
+    grid/<sandbox>/{sess-<session> | user-<user> | shared}/<namespace>[/<path>]
+
+This is the *canonical* spelling, the only one that is written here.  `parse_path` also takes a leading `/`, a
+missing `grid/`, `sessions/<id>`, `users/<id>` and a bare session id for the scope, and paths that end early,
+as `ls` wants.
+
+Words: a *scope directory* is the one component `sess-…`, `user-…` or `shared`; an *owner* is whose it is: a
+user's id, a session's **key**, or None for `shared`.  A session's key is its id without `sess-`: `x` and
+`sess-x` are one session, however it was spelled when it was made.
+
+Invariants:
+1. `parse_path(str(path)) == path` for every path that was parsed;
+2. (scope, owner) and scope directories map one to one, so that no user or session id can name another's
+   scope;
+3. what cannot be valid raises InvalidError, whose message names the rule.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+
+from artfs.errors import InvalidError
+from artfs.types import Scope
+
+ROOT = "grid"
+SHARED = "shared"
+RESERVED = frozenset({ROOT, SHARED, "sessions", "users", ".artfs"})
+"""No sandbox, session or user has one of these as its id: they are spelled in grid paths, or at a mount's
+root."""
+
+NAME_MAX = 255
+"""Bytes of a name."""
+
+_SESSION, _USER = "sess-", "user-"
+_LONG = {"sessions": Scope.SESSION, "users": Scope.USER}
+_HIDDEN = (".artfs", ".checkpoints")
+_ID = re.compile(r"[A-Za-z0-9._@-]{1,128}")
+
+
+@dataclass(frozen=True, slots=True)
+class GridPath:
+    """A place in the grid; what a path leaves out is None, and `path` is "" for a namespace's root.
+
+    `scope` without `owner` is all sessions, or all users, of the sandbox (from `<sandbox>/sessions`).  `path`
+    has no empty component, no `.` and no `..`; bytes that are not UTF-8 are in it as `os.fsdecode` puts them.
+    """
+
+    sandbox: str | None = None
+    scope: Scope | None = None
+    owner: str | None = None
+    namespace: str | None = None
+    path: str = ""
+
+    def __str__(self) -> str:
+        """The canonical spelling, without a slash at either end."""
+        parts = [ROOT]
+        if self.sandbox is not None:
+            parts.append(self.sandbox)
+        if self.scope is not None:
+            whole = self.owner is None and self.scope is not Scope.SANDBOX
+            parts.append(f"{self.scope}s" if whole else scope_dir(self.scope, self.owner))
+        parts += filter(None, (self.namespace, self.path))
+        return "/".join(parts)
+
+
+def parse_path(text: str) -> GridPath:
+    """Any spelling of a grid path, complete or not.  Errors: InvalidError.
+
+    A first component `grid` is the root, as no sandbox can have that name.  Slashes may be repeated or end
+    the path.
+    """
+    if "\0" in text:
+        raise InvalidError("a grid path cannot contain NUL")
+    parts = [part for part in text.split("/") if part not in ("", ".")]
+    if parts[:1] == [ROOT]:
+        del parts[0]
+    if not parts:
+        return GridPath()
+    sandbox = check_id("sandbox", parts.pop(0))
+    if not parts:
+        return GridPath(sandbox)
+    scope, owner = _take_scope(parts)
+    if not parts:
+        return GridPath(sandbox, scope, owner)
+    namespace = check_namespace_name(parts.pop(0))
+    for part in parts:
+        _check_component(part)
+    return GridPath(sandbox, scope, owner, namespace, "/".join(parts))
+
+
+def _take_scope(parts: list[str]) -> tuple[Scope, str | None]:
+    """Remove the scope's one or two components from the front of `parts`."""
+    first = parts.pop(0)
+    if first == SHARED:
+        return Scope.SANDBOX, None
+    scope = _LONG.get(first)
+    if scope is not None:
+        return scope, (owner_key(scope, parts.pop(0)) if parts else None)
+    if first.startswith(_USER):
+        return Scope.USER, check_id("user", first[len(_USER) :])
+    return Scope.SESSION, session_key(first)
+
+
+def scope_dir(scope: Scope, owner: str | None) -> str:
+    """The scope's directory, whatever the spelling of `owner`.  Errors: InvalidError."""
+    key = owner_key(scope, owner)
+    if key is None:
+        return SHARED
+    return (_SESSION if scope is Scope.SESSION else _USER) + key
+
+
+def parse_scope_dir(name: str) -> tuple[Scope, str | None] | None:
+    """The (scope, owner) of a scope directory; None for any other name, other spellings of a scope included:
+    a mount shows each directory under one name."""
+    try:
+        if name == SHARED:
+            return Scope.SANDBOX, None
+        if name.startswith(_USER):
+            return Scope.USER, check_id("user", name[len(_USER) :])
+        if name.startswith(_SESSION):
+            key = session_key(name)
+            return (Scope.SESSION, key) if name == _SESSION + key else None
+    except InvalidError:
+        pass
+    return None
+
+
+def owner_key(scope: Scope, owner: str | None) -> str | None:
+    """`owner` as a GridPath has it: a session's key, a user's id, None for the sandbox.  Errors:
+    InvalidError."""
+    if scope is Scope.SANDBOX:
+        if owner is not None:
+            raise InvalidError("sandbox scope has no owner")
+        return None
+    if owner is None:
+        raise InvalidError(f"{scope}_id is required for {scope.upper()} scope")
+    return session_key(owner) if scope is Scope.SESSION else check_id("user", owner)
+
+
+def session_key(id: str) -> str:
+    """What names the session however its id is spelled: `sess-x` and `x` give `x`.  Errors: InvalidError."""
+    key = id
+    while key.startswith(_SESSION):
+        key = key[len(_SESSION) :]
+    return check_id("session", key)
+
+
+def check_id(kind: str, id: str) -> str:
+    """`id` itself, if a `kind` (sandbox, session, user) may be called so.  Errors: InvalidError."""
+    if not id:
+        raise InvalidError(f"{kind} id cannot be empty")
+    if id in (".", "..") or not _ID.fullmatch(id):
+        raise InvalidError(
+            f"{kind} id {id!r} is not valid: 1–128 of the characters A–Z a–z 0–9 . _ @ -, and not . or .."
+        )
+    if id in RESERVED:
+        raise InvalidError(f"{kind} id {id!r} is a reserved word ({', '.join(sorted(RESERVED))})")
+    return id
+
+
+def check_namespace_name(name: str) -> str:
+    """`name` itself, if a namespace may have it: UTF-8, 1–255 bytes, no `/` or NUL, not `.` or `..`, not
+    beginning with `.artfs` or `.checkpoints`.  Errors: InvalidError."""
+    _check_name("namespace name", name)
+    if name in (".", ".."):
+        raise InvalidError(f"namespace name cannot be {name!r}")
+    if name.startswith(_HIDDEN):
+        raise InvalidError(f"namespace name {name!r} cannot begin with {' or '.join(_HIDDEN)}")
+    return name
+
+
+def check_checkpoint_name(name: str) -> str:
+    """`name` itself, if a checkpoint may have it: UTF-8, 1–255 bytes, no `/` or NUL, no leading dot.
+    Errors: InvalidError."""
+    _check_name("checkpoint name", name)
+    if name.startswith("."):
+        raise InvalidError(f"checkpoint name {name!r} cannot begin with a dot")
+    return name
+
+
+def _check_name(what: str, name: str) -> None:
+    try:
+        length = len(name.encode())
+    except UnicodeEncodeError:
+        raise InvalidError(f"{what} {name!r} is not valid UTF-8") from None
+    if not length:
+        raise InvalidError(f"{what} cannot be empty")
+    if length > NAME_MAX:
+        raise InvalidError(f"{what} has {length} bytes, {NAME_MAX} are allowed")
+    if "/" in name or "\0" in name:
+        raise InvalidError(f"{what} {name!r} cannot contain '/' or NUL characters")
+
+
+def _check_component(name: str) -> None:
+    """A component of a path inside a namespace; any bytes, but no `..`: what that means is up to symlinks."""
+    if name == "..":
+        raise InvalidError("a grid path cannot contain '..'")
+    try:
+        length = len(os.fsencode(name))
+    except UnicodeEncodeError:
+        raise InvalidError(f"{name!r} is no file name: it has lone surrogates") from None
+    if length > NAME_MAX:
+        raise InvalidError(f"file name {name[:32]!r}… has {length} bytes, {NAME_MAX} are allowed")

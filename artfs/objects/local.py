@@ -1,0 +1,228 @@
+"""The local object directory: where chunks are appended, and read from.
+
+Each namespace has one open object; it takes chunks until it is full, or until the process ends: nothing is ever
+appended to an object of an earlier process, so a torn tail is never built upon.  Without a directory (a store in
+memory) objects are anonymous files.
+
+Concurrency: `append` from any thread (the place is reserved under a lock, the bytes are written outside it);
+`descriptor` from the loop's thread.  A descriptor that falls out of the table is closed once no reader that was told
+its number can still be using it (`readers`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from threading import Lock
+
+from xxhash import xxh3_128_digest
+
+from artfs.blocks import Chunk
+from artfs.errors import DamagedError
+from artfs.objects import OBJECT_LIMIT, object_number
+
+DESCRIPTORS = 512
+VECTOR = 512
+
+
+class LocalObjects:
+    """`prefixes`: serial → path below `root`, for every namespace that ever had objects here.  `unsynced`: descriptors
+    (of objects, and of directories that got one) with what they hold more than the disk."""
+
+    def __init__(self, root: Path | None) -> None:
+        self.root = root
+        self.prefixes: dict[int, str] = {}
+        self.counts: dict[int, int] = {}
+        self.unsynced: dict[int, int] = {}
+        self.readers: Callable[[], tuple[int, int]] = lambda: (0, 0)
+        self._open: dict[int, tuple[int, int, int]] = {}
+        self._table: dict[int, int] = {}
+        self._buried: list[tuple[int, int]] = []
+        self._folders: dict[int, int] = {}
+        self._lock = Lock()
+
+    def register(self, serial: int, prefix: str, count: int) -> None:
+        """Make `prefix` the place of the namespace's objects; numbers below `count` are taken."""
+        self.prefixes[serial] = prefix
+        if self.root is not None and count >= 0:
+            directory = self.root / prefix
+            if directory.is_dir():
+                for entry in os.scandir(directory):
+                    count = max(count, int(entry.name, 16) + 1) if _is_count(entry.name) else count
+        self.counts[serial] = max(count, self.counts.get(serial, 0))
+
+    def path(self, number: int) -> Path:
+        """Where an object's file is.  Errors: DamagedError."""
+        prefix = self.prefixes.get(number >> 32)
+        if prefix is None or self.root is None:
+            raise DamagedError(f"object {number:x} belongs to no known namespace; run: artfs fsck")
+        return self.root / prefix / f"{number & 0xFFFFFFFF:08x}"
+
+    # writing
+    def append(self, serial: int, data: bytes | memoryview) -> Chunk:
+        """One chunk; it is on the way to the disk, not there (see `unsynced`)."""
+        return self.append_all(serial, (data,))[0]
+
+    def append_all(self, serial: int, datas: Sequence[bytes | memoryview]) -> list[Chunk]:
+        """A chunk for each, next to each other.  Errors: OSError."""
+        size = sum(len(data) for data in datas)
+        with self._lock:
+            fd, number, at = self._open.get(serial) or self._create(serial)
+            if at + size > OBJECT_LIMIT and at:
+                fd, number, at = self._create(serial)
+            self._open[serial] = (fd, number, at + size)
+            self.unsynced[fd] = at + size
+        chunks = []
+        start = at
+        for i in range(0, len(datas), VECTOR):
+            part = datas[i : i + VECTOR]
+            want = sum(len(data) for data in part)
+            written = os.pwritev(fd, part, start)
+            if written != want:
+                _write_rest(fd, b"".join(part)[written:], start + written)
+            start += want
+        for data in datas:
+            chunks.append(Chunk(number, at, len(data), xxh3_128_digest(data), True))
+            at += len(data)
+        return chunks
+
+    def _create(self, serial: int) -> tuple[int, int, int]:
+        number = object_number(serial, self.counts[serial])
+        if self.root is None:
+            fd = os.memfd_create(f"artfs-{number:x}", os.MFD_CLOEXEC)
+        else:
+            path = self.path(number)
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            try:
+                fd = os.open(path, flags, 0o600)
+            except FileNotFoundError:
+                path.parent.mkdir(parents=True, mode=0o700)
+                _sync_directories(path.parent, self.root)
+                fd = os.open(path, flags, 0o600)
+            folder = self._folders.get(serial)
+            if folder is None:
+                folder = self._folders[serial] = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            self.unsynced[folder] = number
+        self.counts[serial] += 1
+        old = self._open.pop(serial, None)
+        if old is not None:
+            self._table[old[1]] = old[0]
+        self._table[number] = fd
+        return fd, number, 0
+
+    def sync(self) -> None:
+        """fdatasync of everything appended so far.  Errors: OSError."""
+        with self._lock:
+            todo = dict(self.unsynced)
+        for fd, at in todo.items():
+            os.fdatasync(fd)
+            with self._lock:
+                if self.unsynced.get(fd) == at:
+                    del self.unsynced[fd]
+
+    # reading
+    def descriptor(self, number: int) -> int:
+        """A descriptor to read the object with; valid until the caller returns to its loop, or as long as `readers`
+        counts it.  Errors: DamagedError."""
+        fd = self._table.get(number)
+        if fd is None:
+            if self.root is None:
+                raise DamagedError(f"object {number:x} is not in memory")
+            try:
+                fd = os.open(self.path(number), os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError as error:
+                raise DamagedError(f"object {self.path(number)} is missing; run: artfs fsck") from error
+            with self._lock:
+                self._table[number] = fd
+            if len(self._table) > DESCRIPTORS:
+                self._trim()
+        return fd
+
+    def read(self, chunk: Chunk) -> bytes:
+        """All of the chunk, verified.  From any thread.  Errors: DamagedError."""
+        fd = self._table.get(chunk.object)
+        own = fd is None
+        if fd is None:
+            try:
+                fd = os.open(self.path(chunk.object), os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError as error:
+                raise DamagedError(f"object {self.path(chunk.object)} is missing; run: artfs fsck") from error
+        try:
+            data = os.pread(fd, chunk.length, chunk.offset)
+        finally:
+            if own:
+                os.close(fd)
+        if not chunk.verified:
+            if len(data) != chunk.length or xxh3_128_digest(data) != chunk.hash:
+                name = self.path(chunk.object) if self.root else f"{chunk.object:x}"
+                raise DamagedError(
+                    f"object {name} is damaged at {chunk.offset}+{chunk.length}; run: artfs fsck --data"
+                )
+            chunk.verified = True
+        return data
+
+    def _trim(self) -> None:
+        with self._lock:
+            open_now = {number for _, number, _ in self._open.values()}
+            for number in list(self._table)[: DESCRIPTORS // 4]:
+                fd = self._table[number]
+                if number not in open_now and fd not in self.unsynced and self.root is not None:
+                    del self._table[number]
+                    self._buried.append((fd, self.readers()[0]))
+
+    def reap(self) -> None:
+        """Close the descriptors that no reader can still be using.  On the loop's thread, now and then."""
+        done = self.readers()[1]
+        keep = []
+        for fd, queued in self._buried:
+            if done >= queued:
+                os.close(fd)
+            else:
+                keep.append((fd, queued))
+        self._buried = keep
+
+    def forget(self, serial: int) -> None:
+        """Close the namespace's objects; its chunks are no longer read or written here."""
+        with self._lock:
+            self._open.pop(serial, None)
+            folder = self._folders.pop(serial, None)
+            if folder is not None:
+                self.unsynced.pop(folder, None)
+                os.close(folder)
+            for number in [n for n in self._table if n >> 32 == serial]:
+                fd = self._table.pop(number)
+                self.unsynced.pop(fd, None)
+                self._buried.append((fd, self.readers()[0]))
+
+    def close(self) -> None:
+        for fd in {*self._table.values(), *self._folders.values(), *(fd for fd, _ in self._buried)}:
+            os.close(fd)
+        self._folders.clear()
+        self._table.clear()
+        self._open.clear()
+        self._buried.clear()
+
+
+def _write_rest(fd: int, data: bytes, at: int) -> None:
+    while data:
+        written = os.pwrite(fd, data, at)
+        data = data[written:]
+        at += written
+
+
+def _is_count(name: str) -> bool:
+    return len(name) == 8 and all(c in "0123456789abcdef" for c in name)
+
+
+def _sync_directories(path: Path, top: Path) -> None:
+    """fsync of a directory and of those above it up to `top`."""
+    while True:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        if path == top or path == path.parent:
+            return
+        path = path.parent

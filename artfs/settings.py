@@ -1,0 +1,261 @@
+"""Settings of a store: a frozen value, and where it comes from.
+
+`<root>/store.json` holds what was fixed when the store was made (`Identity`).  The rest is read, later ones
+win, from the defaults below, `<root>/config.toml` and the environment: ARTFS_ and the setting's name in
+capitals; a mapping is written as JSON.  Each source is checked by itself: a key of the file that nobody
+knows, or a value out of range, is an InvalidError that names the key and the file or variable.
+
+Reading is all that happens here, besides `create_store`, which leaves either a whole store.json or none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import tomllib
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from artfs.errors import DamagedError, ExistsError, FormatError, InvalidError, NotFoundError
+from artfs.grid import check_id, session_key
+from artfs.types import Principal
+
+FORMAT = 1
+"""Of a store as a whole: the files below its root.  docs/format.md has its changes."""
+
+STORE_FILE = "store.json"
+CONFIG_FILE = "config.toml"
+PREFIX = "ARTFS_"
+KIB, MIB = 1 << 10, 1 << 20
+
+M = TypeVar("M", bound=BaseModel)
+Id32 = Annotated[int, Field(ge=0, lt=2**32 - 1)]
+
+
+class _Value(BaseModel):
+    # allow_inf_nan: a time that never ends is no time to wait.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Identity(_Value):
+    """What never changes about a store."""
+
+    format: int = Field(default=FORMAT, ge=1)
+    uuid: str
+    created: int
+    """Nanoseconds since 1970."""
+    block_size: int = MIB
+    """Bytes of a block in the namespaces that this store makes: a power of two, 128 KiB to 4 MiB."""
+
+    @field_validator("block_size")
+    @classmethod
+    def _power_of_two(cls, value: int) -> int:
+        if value.bit_count() != 1 or not 128 * KIB <= value <= 4 * MIB:
+            raise ValueError("must be a power of two from 131072 (128 KiB) to 4194304 (4 MiB)")
+        return value
+
+
+class Settings(_Value):
+    """How a store is run.  Sizes are bytes."""
+
+    block_size: int = MIB
+    """From store.json; it can be set nowhere else."""
+
+    # the log and its commits
+    journal_size: int = Field(default=64 * MIB, ge=8 * MIB)
+    """Of the journal: how much may be acknowledged before the engine has it.  A multiple of 4096."""
+    commit_interval: float = Field(default=1.0, gt=0, le=60)
+    """Seconds between commits to the engine, at most."""
+    wait_limit: float = Field(default=30.0, ge=0)
+    """Seconds that a writer waits for room, before ENOSPC or EIO."""
+
+    # memory
+    inline_limit: int = Field(default=4096, ge=0, le=64 * KIB)
+    """A file no longer than this may live in its rows."""
+    node_cache: int = Field(default=100_000, ge=1000)
+    """Inodes kept in memory besides those that the kernel holds."""
+
+    # who
+    sandbox: str = "default"
+    """Of sessions and paths that name none, and of the principals in `uid_map`."""
+    shared_writable: bool = False
+    """Whether everyone in a sandbox writes its `shared` scope."""
+    uid: Id32 | None = None
+    """Owner of what the API makes; None: who runs it."""
+    gid: Id32 | None = None
+    umask: int = Field(default=0o022, ge=0, le=0o777)
+    """In config.toml as `0o022`; in the environment `022` is octal too."""
+    uid_map: dict[Id32, str] = Field(default_factory=lambda: {0: "admin"})
+    """Who a caller of a checked mount is: `admin`, `user:<id>` or `session:<id>` for a uid.  Root is admin
+    unless it is mapped; a uid that is not there is nobody."""
+    session_ttl_hours: float = Field(default=24.0, gt=0)
+
+    # the driver
+    spin_us: int = Field(default=50, ge=0, le=10_000)
+    """Microseconds of busy polling for the next request, then"""
+    wait_us: int = Field(default=200, ge=0, le=100_000)
+    """of waiting for it without the interpreter's lock, and"""
+    burst_us: int = Field(default=2000, ge=0, le=1_000_000)
+    """of both in all, before other tasks have their turn."""
+    entry_timeout: float = Field(default=3600.0, ge=0)
+    """Seconds that the kernel of a bound mount may keep names and attributes."""
+    max_background: int = Field(default=65_535, ge=1, le=65_535)
+    """Requests that the kernel may have queued; the checkpoint barrier wants the largest."""
+    read_ahead_kb: int = Field(default=4096, ge=128, le=64 * KIB)
+    """KiB that the kernel reads ahead."""
+
+    @field_validator("journal_size")
+    @classmethod
+    def _whole_pages(cls, value: int) -> int:
+        if value % 4096:
+            raise ValueError("must be a multiple of 4096")
+        return value
+
+    @field_validator("sandbox")
+    @classmethod
+    def _sandbox_id(cls, value: str) -> str:
+        return check_id("sandbox", value)
+
+    @field_validator("umask", mode="before")
+    @classmethod
+    def _octal(cls, value: Any) -> Any:
+        return int(value, 8) if isinstance(value, str) else value
+
+    @field_validator("uid_map", mode="before")
+    @classmethod
+    def _json(cls, value: Any) -> Any:
+        return json.loads(value) if isinstance(value, str) else value
+
+    @field_validator("uid_map")
+    @classmethod
+    def _with_root(cls, value: dict[int, str]) -> dict[int, str]:
+        for who in value.values():
+            parse_principal(who, "default")
+        return {0: "admin", **value}
+
+    def principal(self, uid: int) -> Principal | None:
+        """Who a caller with that uid is; None: nobody, who sees nothing."""
+        who = self.uid_map.get(uid)
+        return None if who is None else parse_principal(who, self.sandbox)
+
+
+def parse_principal(text: str, sandbox: str) -> Principal:
+    """`admin` (of every sandbox), `user:<id>` or `session:<id>` (of `sandbox`).  Errors: InvalidError."""
+    kind, _, id = text.partition(":")
+    if text == "admin":
+        return Principal(admin=True)
+    if kind == "user":
+        return Principal(sandbox, user=check_id("user", id))
+    if kind == "session":
+        session_key(id)
+        return Principal(sandbox, session=id)
+    raise InvalidError(f"{text!r} is nobody: use admin, user:<id> or session:<id>")
+
+
+def find_root(option: str | os.PathLike[str] | None = None, env: Mapping[str, str] = os.environ) -> Path:
+    """Where the store is: the option, else ARTFS_ROOT, else ~/.local/share/artfs.  Absolute; it need not
+    exist."""
+    chosen = os.fspath(option) if option is not None else env.get("ARTFS_ROOT") or "~/.local/share/artfs"
+    if not chosen:
+        raise InvalidError("the store's root cannot be empty: leave --root out, or give a directory")
+    return Path(os.path.abspath(os.path.expanduser(chosen)))
+
+
+def create_store(root: Path, *, block_size: int = MIB) -> Identity:
+    """Make `root`, readable by its owner alone, and a store.json in it; durable when it returns.
+
+    Errors: ExistsError if there is a store, InvalidError for a bad block size.
+    """
+    fields = {"uuid": str(uuid.uuid4()), "created": time.time_ns(), "block_size": block_size}
+    identity = _checked(Identity, fields, "the new store")
+    if root.exists() and not root.is_dir():
+        raise InvalidError(f"{root} is no directory; choose another --root")
+    missing = [path for path in (root, *root.parents) if not path.exists()]
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    target = root / STORE_FILE
+    draft = root / f".{STORE_FILE}.{identity.uuid}"
+    try:
+        with draft.open("x") as file:
+            file.write(json.dumps(identity.model_dump(), indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(draft, target)  # unlike rename, it never replaces another's
+    except FileExistsError:
+        raise ExistsError(f"{root} holds a store already; choose another --root") from None
+    finally:
+        draft.unlink(missing_ok=True)
+    for directory in (root, *(path.parent for path in missing)):
+        _sync_directory(directory)
+    return identity
+
+
+def read_store(root: Path) -> Identity:
+    """Errors: NotFoundError, FormatError if a newer artfs made it, DamagedError."""
+    path = root / STORE_FILE
+    try:
+        fields = json.loads(path.read_bytes())
+        format = fields["format"]
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFoundError(f"{root} holds no store; make one with `artfs init --root {root}`") from None
+    except (ValueError, KeyError, TypeError):
+        raise DamagedError(f"{path} is damaged: restore it from a backup, or run `artfs fsck`") from None
+    if isinstance(format, int) and format > FORMAT:
+        raise FormatError(f"{path} has format {format}, this artfs reads up to {FORMAT}: upgrade artfs")
+    try:
+        return _checked(Identity, fields, str(path))
+    except InvalidError as error:
+        raise DamagedError(f"{error}: restore the file from a backup, or run `artfs fsck`") from None
+
+
+def load_settings(root: Path, env: Mapping[str, str] = os.environ) -> Settings:
+    """The settings of the store at `root`.  Errors: those of `read_store`, InvalidError."""
+    fixed = {"block_size": read_store(root).block_size}
+    path = root / CONFIG_FILE
+    configured: dict[str, Any] = {}
+    try:
+        configured = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        pass
+    except ValueError as error:
+        raise InvalidError(f"{path} is no TOML: {error}") from None
+    for name in fixed.keys() & configured.keys():
+        raise InvalidError(f"{path}: {name} was fixed when the store was made; remove it")
+    # Checked before the environment is laid over it, which would hide what is wrong with it.
+    _checked(Settings, configured, str(path))
+    variables = environment(env)
+    for name, value in variables.items():
+        _checked(Settings, {name: value}, PREFIX + name.upper())
+    return _checked(Settings, {**configured, **variables, **fixed}, str(path))
+
+
+def environment(env: Mapping[str, str]) -> dict[str, str]:
+    """The settings that variables give, by name.  Others that begin with ARTFS_ are somebody else's:
+    ARTFS_ROOT is `find_root`'s.  Errors: InvalidError for ARTFS_BLOCK_SIZE, which would be no setting but a
+    wish."""
+    if PREFIX + "BLOCK_SIZE" in env:
+        raise InvalidError(f"{PREFIX}BLOCK_SIZE: block_size was fixed when the store was made; unset it")
+    names = {PREFIX + name.upper(): name for name in Settings.model_fields}
+    return {names[variable]: value for variable, value in env.items() if variable in names}
+
+
+def _checked(model: type[M], fields: Any, source: str) -> M:
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "its content"
+        what = "there is no such setting" if first["type"] == "extra_forbidden" else first["msg"]
+        raise InvalidError(f"{source}: {where}: {what.removeprefix('Value error, ')}") from None
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

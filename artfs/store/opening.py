@@ -1,0 +1,64 @@
+"""Opening a store by its root: the one place where settings become components."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from anyio import to_thread
+
+from artfs.meta.memory import MemoryEngine
+from artfs.meta.sqlite import SqliteEngine
+from artfs.objects.local import LocalObjects
+from artfs.sessions.memory import MemorySessions
+from artfs.sessions.sqlite import SqliteSessions
+from artfs.settings import Settings, load_settings
+from artfs.store.lock import Lock
+from artfs.store.store import Store, running
+from artfs.volume.journal import Journal, NoJournal
+from artfs.volume.shard import Shard
+
+
+@asynccontextmanager
+async def open_store(root: Path, role: str) -> AsyncIterator[Store]:
+    """The store at `root`, owned by this process as `role`, with everything recovered that an earlier owner had
+    acknowledged.  Errors: NotFoundError, BusyError, FormatError, DamagedError, NoSpaceError, InvalidError."""
+    settings = load_settings(root)
+    lock = Lock(root, role)
+    try:
+        store = await to_thread.run_sync(_assemble, root, settings)
+        try:
+            store.recovered = await store.shard.recover()
+        except BaseException:
+            store.sessions.close()
+            store.shard.abandon()
+            raise
+        try:
+            async with running(store):
+                yield store
+        finally:
+            store.sessions.close()
+    finally:
+        lock.release()
+
+
+def _assemble(root: Path, settings: Settings) -> Store:
+    engine = SqliteEngine(root / "meta.db")
+    try:
+        (root / "objects").mkdir(mode=0o700, exist_ok=True)
+        journal = Journal(root / "journal", settings.journal_size)
+        shard = Shard(engine, journal, LocalObjects(root / "objects"), settings)
+        return Store(root, shard, SqliteSessions(root / "meta.db"), settings)
+    except BaseException:
+        engine.close()
+        raise
+
+
+@asynccontextmanager
+async def memory_store(settings: Settings | None = None) -> AsyncIterator[Store]:
+    """A store that ends with this context."""
+    settings = settings or Settings()
+    shard = Shard(MemoryEngine(), NoJournal(), LocalObjects(None), settings)
+    async with running(Store(None, shard, MemorySessions(), settings)) as store:
+        yield store

@@ -1,0 +1,420 @@
+"""A store: namespaces with scopes, sessions and checkpoints over one shard, opened by its owner.
+
+    <root>/store.json    what the store is, fixed when it is made     <root>/journal    see artfs.volume.journal
+    <root>/config.toml   settings                                     <root>/objects/   objects by name
+    <root>/meta.db       rows, catalogue, sessions (sqlite)           <root>/lock, owner.sock    the owner's
+
+A `Surface` is what shows the store to somebody who caches (a mount): it is asked to hand over what it holds before a
+checkpoint, and told what has become void.
+
+Expiry is exact where a name is resolved (`alive`), and a reaper deletes what has expired soon after its moment.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from time import time_ns
+from typing import Any, Protocol
+from uuid import uuid4
+
+import anyio
+from anyio import to_thread
+
+from artfs import access as rules
+from artfs.errors import DeniedError, ExpiredError, InvalidError, NotFoundError
+from artfs.grid import check_id, check_namespace_name, owner_key, parse_scope_dir, scope_dir, session_key
+from artfs.meta import Checkpoint
+from artfs.sessions import Session, SessionStore
+from artfs.settings import Settings
+from artfs.types import Access, NamespaceType, Principal, Scope, Serial
+from artfs.volume.catalogue import Namespace
+from artfs.volume.node import Node
+from artfs.volume.shard import Shard
+from artfs.volume.tree import Tree
+from artfs.volume.volume import Restored, Volume
+
+log = logging.getLogger(__name__)
+
+TRASH_KEPT = 24 * 3600 * 10**9
+"""Nanoseconds for which a destroyed namespace that had checkpoints can be brought back."""
+REAP_INTERVAL = 1.0
+"""Seconds between looks at what expires, at most; nearer expiries are waited for exactly."""
+NS_PER_S = 10**9
+
+
+class Surface(Protocol):
+    """Something that shows the store and caches what it shows."""
+
+    async def settle(self, volume: Volume) -> None:
+        """Hand over every byte that was written to the namespace before this call."""
+
+    async def restored(self, volume: Volume, restored: Restored) -> None: ...
+
+    async def gone(self, namespace: Namespace, nodes: list[Node]) -> None: ...
+
+    async def grid_changed(self, namespace: Namespace) -> None:
+        """Its place in the grid appeared, or is taken by another."""
+
+    async def scope_ended(self, sandbox: str, folder: str) -> None:
+        """A session is over: its directory is no more."""
+
+    async def names_changed(self, names: list[tuple[Node, bytes]]) -> None:
+        """These names of directories in memory lead elsewhere."""
+
+
+class Store:
+    """REQUIRES: all calls on the loop that opened it."""
+
+    def __init__(self, root: Path | None, shard: Shard, sessions: SessionStore, settings: Settings) -> None:
+        self.root = root
+        self.shard = shard
+        self.catalogue = shard.catalogue
+        self.sessions = sessions
+        self.settings = settings
+        self.surfaces: list[Surface] = []
+        self.volumes: dict[Serial, Volume] = {}
+        self.recovered = 0
+
+    # namespaces
+    async def create_namespace(
+        self,
+        sandbox: str,
+        scope: Scope,
+        owner: str | None,
+        name: str | None = None,
+        *,
+        type: NamespaceType = NamespaceType.WORKSPACE,
+        ttl: float | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        mode: int = 0o777,
+        uid: int | None = None,
+        gid: int | None = None,
+    ) -> Namespace:
+        """A new, empty namespace, durable when this returns.  A name that is taken is an error; without a name its id
+        is its entry.  `ttl` in seconds.
+        Errors: InvalidError, ExistsError, ExpiredError and NotFoundError (the session)."""
+        check_id("sandbox", sandbox)
+        owner = owner_key(scope, owner)
+        if name is not None:
+            check_namespace_name(name)
+        if ttl is not None and ttl <= 0:
+            raise InvalidError(f"a time to live must be more than 0 seconds, not {ttl}; leave it out for none")
+        if scope is Scope.SESSION:
+            assert owner is not None
+            self.session(sandbox, owner)
+        settings = self.settings
+        id = f"ns-{uuid4().hex[:12]}"
+        namespace = Namespace(
+            serial=self.catalogue.next_serial(),
+            id=id,
+            type=type,
+            sandbox=sandbox,
+            scope=scope,
+            owner=owner,
+            name=name,
+            created=time_ns(),
+            block_size=settings.block_size,
+            prefix=f"grid/{sandbox}/{scope_dir(scope, owner)}/{id}",
+            expires=time_ns() + int(ttl * NS_PER_S) if ttl is not None else None,
+            uid=_first(uid, settings.uid, os.getuid()),
+            gid=_first(gid, settings.gid, os.getgid()),
+            umask=settings.umask,
+            metadata=dict(metadata or {}),
+        )
+        self.shard.create(namespace, mode & ~settings.umask)
+        await self.shard.commit()
+        await self._tell_grid(namespace)
+        return namespace
+
+    def volume(self, namespace: Namespace) -> Volume:
+        """Errors: NotFoundError, ExpiredError."""
+        namespace = self.alive(namespace)
+        volume = self.volumes.get(namespace.serial)
+        if volume is None:
+            volume = self.volumes[namespace.serial] = Volume(self.shard, namespace)
+        volume.namespace = namespace
+        return volume
+
+    def volume_of(self, tree: Tree) -> Volume:
+        namespace = self.catalogue.by_serial.get(tree.serial)
+        if namespace is None:
+            raise NotFoundError("Namespace not found: it has just been destroyed")
+        return self.volume(namespace)
+
+    def alive(self, namespace: Namespace) -> Namespace:
+        """The namespace as it is now.  Errors: NotFoundError, ExpiredError."""
+        current = self.catalogue.by_serial.get(namespace.serial)
+        if current is None or current.trashed is not None:
+            raise NotFoundError(f"Namespace not found: {namespace.grid_path}")
+        if current.expires is not None and current.expires <= time_ns():
+            raise ExpiredError(f"{namespace.grid_path} has expired")
+        if current.scope is Scope.SESSION:
+            assert current.owner is not None
+            self.session(current.sandbox, current.owner)
+        return current
+
+    def namespace_at(self, sandbox: str, folder: str, entry: str) -> Namespace:
+        """Errors: NotFoundError, ExpiredError."""
+        return self.alive(self.catalogue.at(sandbox, folder, entry))
+
+    async def rename_namespace(self, namespace: Namespace, name: str, replacing: bool = False) -> Namespace:
+        """Within its scope.  Errors: InvalidError, ExistsError."""
+        check_namespace_name(name)
+        renamed = replace(self.alive(namespace), name=name)
+        self.catalogue.put(renamed)
+        await self.shard.commit()
+        await self._tell_grid(namespace)
+        await self._tell_grid(renamed)
+        return renamed
+
+    async def destroy_namespace(self, namespace: Namespace, *, for_good: bool = False) -> bool:
+        """Delete it; with checkpoints it goes to the trash for a day.  Returns whether it did."""
+        tree = self.shard.tree(namespace)
+        if tree.checkpoints and not for_good and namespace.trashed is None:
+            trashed = replace(namespace, trashed=time_ns())
+            self.catalogue.put(trashed)
+            await self.shard.commit()
+            nodes = list(tree.nodes.values())
+            tree.nodes.clear()
+            self.shard.close_tree(tree.serial)
+            self.volumes.pop(tree.serial, None)
+            await self._tell_gone(namespace, nodes)
+            return True
+        volume = Volume(self.shard, namespace)
+        nodes = await volume.destroy()
+        self.volumes.pop(namespace.serial, None)
+        await self._tell_gone(namespace, nodes)
+        if namespace.serial not in self.catalogue.lent:
+            await self._delete_objects(namespace)
+        return False
+
+    async def undelete_namespace(self, id: str) -> Namespace:
+        """Bring a namespace back from the trash, under its name or the next free one.  Errors: NotFoundError."""
+        for trashed in self.catalogue.trash():
+            if id in (trashed.id, trashed.grid_path):
+                entry = self.catalogue.free_entry(trashed.place, trashed.entry)
+                back = replace(trashed, trashed=None, name=None if entry == trashed.id else entry)
+                self.alive_session(back)
+                self.catalogue.put(back)
+                await self.shard.commit()
+                await self._tell_grid(back)
+                return back
+        raise NotFoundError(f"nothing in the trash is called {id!r}; `artfs ns list --trash` shows what is")
+
+    def alive_session(self, namespace: Namespace) -> None:
+        if namespace.scope is Scope.SESSION:
+            assert namespace.owner is not None
+            self.session(namespace.sandbox, namespace.owner)
+
+    async def clone(self, volume: Volume, name: str, at: str | None = None) -> Namespace:
+        """Branch it, or one of its checkpoints, in the same scope.  Errors: InvalidError, ExistsError, NotFoundError."""
+        check_namespace_name(name)
+        source = self.alive(volume.namespace)
+        if at is None:
+            await self._settle(volume)
+        else:
+            volume.find(at)
+        id = f"ns-{uuid4().hex[:12]}"
+        place = f"grid/{source.sandbox}/{scope_dir(source.scope, source.owner)}/{id}"
+        target = replace(
+            source,
+            serial=self.catalogue.next_serial(),
+            id=id,
+            name=name,
+            created=time_ns(),
+            prefix=place,
+        )
+        self.volumes[target.serial] = await volume.clone(target, at)
+        await self._tell_grid(target)
+        return target
+
+    # checkpoints
+    async def checkpoint(
+        self,
+        volume: Volume,
+        name: str | None = None,
+        description: str = "",
+        labels: Mapping[str, Any] | None = None,
+    ) -> Checkpoint:
+        """Of everything that was written before this call, through whatever door."""
+        await self._settle(volume)
+        return await volume.checkpoint(name, description, labels)
+
+    async def restore(self, volume: Volume, name: str) -> Checkpoint:
+        """Returns the safety checkpoint that was taken first."""
+        volume.find(name)
+        await self._settle(volume)
+        restored = await volume.restore(name)
+        for surface in self.surfaces:
+            await surface.restored(volume, restored)
+        return restored.safety
+
+    async def delete_checkpoint(self, volume: Volume, name: str) -> Checkpoint:
+        checkpoint = await volume.delete_checkpoint(name)
+        if self.surfaces:
+            await self._tell_grid(volume.namespace)
+        return checkpoint
+
+    async def _settle(self, volume: Volume) -> None:
+        for surface in self.surfaces:
+            await surface.settle(volume)
+
+    # sessions
+    def session(self, sandbox: str, id: str) -> Session:
+        """A live session.  Errors: NotFoundError, ExpiredError."""
+        return self.sessions.get(sandbox, id)
+
+    async def delete_session(self, sandbox: str, id: str) -> None:
+        """It is gone at once; its namespaces follow.  Errors: NotFoundError."""
+        await self._reap_session(self.sessions.delete(sandbox, id))
+
+    async def _reap_session(self, session: Session) -> None:
+        folder = scope_dir(Scope.SESSION, session.id)
+        for namespace in list(self.catalogue.entries(session.sandbox, folder).values()):
+            await self.destroy_namespace(namespace, for_good=True)
+        for namespace in [n for n in self.catalogue.trash() if n.place == (session.sandbox, folder)]:
+            await self.destroy_namespace(namespace, for_good=True)
+        self.sessions.reaped(session.sandbox, session.id)
+        for surface in self.surfaces:
+            await surface.scope_ended(session.sandbox, folder)
+
+    def session_owner(self, sandbox: str, id: str) -> str | None:
+        """The user of a live session.  Errors: NotFoundError, ExpiredError."""
+        return self.sessions.get(sandbox, session_key(id)).user
+
+    # access
+    def access(self, principal: Principal, sandbox: str, scope: Scope, owner: str | None) -> Access:
+        """What the principal may do in a scope; nothing, if a session that matters has ended."""
+        try:
+            if principal.session is not None and principal.sandbox is not None:
+                self.sessions.get(principal.sandbox, principal.session)
+            return rules.access(
+                principal,
+                sandbox,
+                scope,
+                owner,
+                session_owner=lambda key: self.session_owner(sandbox, key),
+                shared_writable=self.settings.shared_writable,
+            )
+        except NotFoundError:
+            return Access.NONE
+
+    def require(self, principal: Principal, namespace: Namespace, wanted: Access) -> None:
+        """Errors: DeniedError."""
+        have = self.access(principal, namespace.sandbox, namespace.scope, namespace.owner)
+        if have is Access.NONE or wanted is Access.WRITE and have is not Access.WRITE:
+            raise DeniedError(f"{namespace.grid_path}: access denied; act as its owner, or as an admin")
+
+    def sandboxes(self) -> set[str]:
+        return {self.settings.sandbox, *self.catalogue.sandboxes(), *(session.sandbox for session in self.sessions.list())}
+
+    def folders(self, sandbox: str) -> set[tuple[Scope, str | None]]:
+        """The scopes of a sandbox that hold something, and its live sessions."""
+        found: set[tuple[Scope, str | None]] = {(Scope.SANDBOX, None)}
+        for folder in self.catalogue.folders(sandbox):
+            place = parse_scope_dir(folder)
+            if place is not None:
+                found.add(place)
+        found.update((Scope.SESSION, session_key(session.id)) for session in self.sessions.list(sandbox))
+        return found
+
+    # the background
+    async def reap(self) -> int:
+        """Delete what has expired by now; returns how many namespaces and sessions."""
+        now = time_ns()
+        count = 0
+        for session in self.sessions.expire_due():
+            await self._reap_session(session)
+            count += 1
+        for namespace in list(self.catalogue.by_serial.values()):
+            expired = namespace.expires is not None and namespace.expires <= now
+            if expired or namespace.trashed is not None and namespace.trashed + TRASH_KEPT <= now:
+                await self.destroy_namespace(namespace, for_good=True)
+                count += 1
+        return count
+
+    async def run(self) -> None:
+        """Commit and reap in the background, until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self.shard.run)
+            while True:
+                try:
+                    await self.reap()
+                except Exception:
+                    log.exception("what has expired could not be deleted; it is tried again")
+                await self._next_expiry()
+
+    async def _next_expiry(self) -> None:
+        due = [n.expires for n in self.catalogue.by_serial.values() if n.expires is not None]
+        session = self.sessions.next_expiry()
+        if session is not None:
+            due.append(session)
+        wait = (min(due) - time_ns()) / NS_PER_S if due else REAP_INTERVAL
+        await anyio.sleep(min(max(wait, 0.001), REAP_INTERVAL))
+
+    async def _tell_grid(self, namespace: Namespace) -> None:
+        for surface in self.surfaces:
+            await surface.grid_changed(namespace)
+
+    async def _tell_gone(self, namespace: Namespace, nodes: list[Node]) -> None:
+        for surface in self.surfaces:
+            await surface.gone(namespace, nodes)
+        await self._tell_grid(namespace)
+
+    async def _delete_objects(self, namespace: Namespace) -> None:
+        if self.root is None:
+            return
+        folder = self.root / "objects" / namespace.prefix
+
+        def work() -> None:
+            if folder.is_dir():
+                for path in folder.iterdir():
+                    path.unlink(missing_ok=True)
+                folder.rmdir()
+
+        await to_thread.run_sync(work)
+
+    def describe(self, namespace: Namespace) -> dict[str, Any]:
+        """The namespace as JSON, as `artfs ns info` and the mount show it."""
+        tree = self.shard.tree(namespace)
+        return {
+            "id": namespace.id,
+            "type": str(namespace.type),
+            "grid_path": namespace.grid_path,
+            "sandbox": namespace.sandbox,
+            "scope": str(namespace.scope),
+            "owner": namespace.owner,
+            "name": namespace.name,
+            "created": namespace.created,
+            "expires": namespace.expires,
+            "bytes": tree.used_bytes,
+            "inodes": tree.used_inodes,
+            "checkpoints": len([c for c in tree.checkpoints if not c.name.startswith("~")]),
+            "block_size": namespace.block_size,
+            "metadata": namespace.metadata,
+            "root": str(self.root) if self.root else None,
+        }
+
+
+def _first(*values: int | None) -> int:
+    return next(value for value in values if value is not None)
+
+
+@asynccontextmanager
+async def running(store: Store) -> AsyncIterator[Store]:
+    """The store with its background work; closed, and everything committed, at the end."""
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(store.run)
+            try:
+                yield store
+            finally:
+                tasks.cancel_scope.cancel()
+    finally:
+        with anyio.CancelScope(shield=True):
+            await store.shard.close()

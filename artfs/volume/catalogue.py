@@ -1,0 +1,161 @@
+"""The catalogue: which namespaces there are.
+
+Documents of kind `namespace` in the engine, one for each, all of them in memory here, found by serial, by id and by
+place (sandbox, scope directory, entry).  Changes are put into `records`, which the next commit of the store takes: a
+caller that needs them durable awaits one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from artfs.errors import ExistsError, NotFoundError
+from artfs.grid import scope_dir
+from artfs.meta import Engine
+from artfs.types import NamespaceType, Scope, Serial
+
+KIND = "namespace"
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """One namespace.  Times are nanoseconds since 1970; `prefix` is where its objects lie, for ever; `trashed` is when
+    it was put into the trash; `uid`, `gid`, `umask` are those of what the API makes in it."""
+
+    serial: Serial
+    id: str
+    type: NamespaceType
+    sandbox: str
+    scope: Scope
+    owner: str | None
+    name: str | None
+    created: int
+    block_size: int
+    prefix: str
+    expires: int | None = None
+    trashed: int | None = None
+    uid: int = 0
+    gid: int = 0
+    umask: int = 0o022
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def entry(self) -> str:
+        """The name under which it shows up in its scope's directory."""
+        return self.name or self.id
+
+    @property
+    def place(self) -> tuple[str, str]:
+        return self.sandbox, scope_dir(self.scope, self.owner)
+
+    @property
+    def grid_path(self) -> str:
+        return "/".join(("grid", *self.place, self.entry))
+
+
+class Catalogue:
+    def __init__(self, engine: Engine) -> None:
+        self.records: dict[tuple[str, str], str | None] = {}
+        self.by_serial: dict[Serial, Namespace] = {}
+        self.by_id: dict[str, Namespace] = {}
+        self.places: dict[tuple[str, str], dict[str, Namespace]] = {}
+        self.serial = int(engine.record("counter", "serial") or 1)
+        for document in engine.records(KIND).values():
+            fields = json.loads(document)
+            fields["type"] = NamespaceType(fields["type"])
+            fields["scope"] = Scope(fields["scope"])
+            self._index(Namespace(**fields))
+        self.lent = {int(id) for id in engine.records("lent")}
+
+    def _index(self, namespace: Namespace) -> None:
+        self.by_serial[namespace.serial] = namespace
+        self.by_id[namespace.id] = namespace
+        if namespace.trashed is None:
+            self.places.setdefault(namespace.place, {})[namespace.entry] = namespace
+
+    def _unindex(self, namespace: Namespace) -> None:
+        del self.by_serial[namespace.serial]
+        del self.by_id[namespace.id]
+        if namespace.trashed is None:
+            entries = self.places[namespace.place]
+            del entries[namespace.entry]
+            if not entries:
+                del self.places[namespace.place]
+
+    def next_serial(self) -> Serial:
+        """A number that no namespace or view has had, or will have."""
+        serial = self.serial
+        self.serial += 1
+        self.records["counter", "serial"] = str(self.serial)
+        return Serial(serial)
+
+    def saw_serial(self, serial: int) -> None:
+        """A journal names this one: the counter must be past it."""
+        if serial >= self.serial:
+            self.serial = serial + 1
+            self.records["counter", "serial"] = str(self.serial)
+
+    def put(self, namespace: Namespace) -> None:
+        """Add it, or replace the one with its serial.  Errors: ExistsError if its place is taken by another."""
+        old = self.by_serial.get(namespace.serial)
+        holder = self.places.get(namespace.place, {}).get(namespace.entry)
+        if namespace.trashed is None and holder is not None and holder.serial != namespace.serial:
+            raise ExistsError(f"{namespace.grid_path} exists already; choose another name")
+        if old is not None:
+            self._unindex(old)
+        self._index(namespace)
+        self.records[KIND, namespace.id] = json.dumps(asdict(namespace))
+
+    def remove(self, namespace: Namespace) -> None:
+        self._unindex(namespace)
+        self.records[KIND, namespace.id] = None
+
+    def lend(self, namespace: Namespace) -> None:
+        """Chunks of its objects are about to be named by a clone: its objects outlive it."""
+        self.lent.add(namespace.serial)
+        self.records["lent", str(namespace.serial)] = ""
+
+    def at(self, sandbox: str, folder: str, entry: str) -> Namespace:
+        """Errors: NotFoundError."""
+        try:
+            return self.places[sandbox, folder][entry]
+        except KeyError:
+            raise NotFoundError(
+                f"Namespace not found: grid/{sandbox}/{folder}/{entry}; `artfs ns list` shows what there is"
+            ) from None
+
+    def get(self, id: str) -> Namespace:
+        """Errors: NotFoundError."""
+        try:
+            return self.by_id[id]
+        except KeyError:
+            raise NotFoundError(f"Namespace not found: {id}; `artfs ns list` shows what there is") from None
+
+    def free_entry(self, place: tuple[str, str], name: str) -> str:
+        """`name`, or the first of name~2, name~3 … that is not taken."""
+        taken = self.places.get(place, {})
+        candidate = name
+        count = 1
+        while candidate in taken:
+            count += 1
+            candidate = f"{name}~{count}"
+        return candidate
+
+    def sandboxes(self) -> set[str]:
+        return {sandbox for sandbox, _ in self.places}
+
+    def folders(self, sandbox: str) -> set[str]:
+        return {folder for name, folder in self.places if name == sandbox}
+
+    def entries(self, sandbox: str, folder: str) -> dict[str, Namespace]:
+        return self.places.get((sandbox, folder), {})
+
+    def trash(self) -> Iterator[Namespace]:
+        return (namespace for namespace in self.by_serial.values() if namespace.trashed is not None)
+
+
+def renamed(namespace: Namespace, name: str) -> Namespace:
+    return replace(namespace, name=name)

@@ -1,0 +1,230 @@
+"""Inodes of a namespace in memory, and the way into the journal.
+
+Every operation of a tree follows one pattern, so that it is all or nothing and never awaits:
+
+1. look up what it needs and check the rules (errors leave everything as it was);
+2. `begin()`: raises `MustWait` or an error if the namespace takes no changes now;
+3. change nodes, put rows (`save`, `row`), and hand their journal entries to `log` in one record.
+
+Concurrency: one thread, the owner's loop.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Awaitable, Callable
+from time import clock_gettime_ns
+from typing import TYPE_CHECKING, Protocol
+
+from artfs.errors import ArtfsError, FsError
+from artfs.meta import Engine
+from artfs.objects.local import LocalObjects
+from artfs.types import Epoch, Serial
+from artfs.volume.journal import DELETED, ORPHAN, ROW, Log
+from artfs.volume.node import Node
+from artfs.volume.rows import HEAD_KEY, Head, number
+from artfs.volume.rowset import Pending, RowSet
+from artfs.volume.waiting import MustWait
+
+if TYPE_CHECKING:
+    from artfs.volume.tree import Tree
+
+ROOT = 1
+CLOCK_REALTIME_COARSE = 5
+KEY = 9
+"""Length of an inode's key, and of the prefix of its blocks' and attributes' keys."""
+
+
+class Owner(Protocol):
+    """What a tree needs of the process that owns the store."""
+
+    engine: Engine
+    log: Log
+    objects: LocalObjects
+    changed: set[Tree]
+    failure: ArtfsError | None
+    node_cache: int
+    inline_limit: int
+
+    async def wait_room(self) -> None:
+        """Until the journal has room again.  Errors: FsError ENOSPC or EIO after the limit."""
+
+    def damaged(self, error: ArtfsError) -> None:
+        """Bytes or rows failed their check: report it, and take no more changes."""
+
+
+def now() -> int:
+    """Nanoseconds since 1970 by the kernel's coarse clock, so that its times and ours agree."""
+    return clock_gettime_ns(CLOCK_REALTIME_COARSE)
+
+
+class Inodes(RowSet):
+    """`number` is the upper half of the kernel's inode numbers: the namespace's serial, or that of a checkpoint's
+    view.  `orphans`: inodes without a name, with the batch in which they lost it.  `gate` holds changes up while a restore runs; `locked` says that a change must look at `_refuse` first."""
+
+    def __init__(
+        self, owner: Owner, serial: Serial, block_size: int, *, at: Epoch | None = None, number: int | None = None
+    ) -> None:
+        super().__init__(owner.engine, serial, at)
+        self.owner = owner
+        self.objects = owner.objects
+        self.journal = owner.log
+        self.block_size = block_size
+        self.number = int(serial) if number is None else number
+        self.locked = at is not None
+        self.read_only = at is not None
+        self.gate: Callable[[], Awaitable[None]] | None = None
+        self.nodes: dict[int, Node] = {}
+        self.idle: dict[int, None] = {}
+        self.orphans: dict[int, Pending] = {}
+        self.numbers = self.head.numbers
+        self.cookies = self.head.cookies
+        self.used_bytes = self.head.used_bytes
+        self.used_inodes = self.head.used_inodes
+
+    def cut(self) -> None:
+        """Close the open batch, if it holds anything, with the counters as they are."""
+        if self.open_batch:
+            self.rows[HEAD_KEY] = self.counters().pack()
+        super().cut()
+
+    def counters(self) -> Head:
+        objects = self.objects.counts.get(self.serial, 0)
+        return Head(self.epoch, self.numbers, self.cookies, objects, self.used_bytes, self.used_inodes)
+
+    # nodes
+    def node(self, ino: int) -> Node:
+        """Errors: FsError ESTALE if there is no such inode."""
+        node = self.nodes.get(ino)
+        if node is None:
+            key = b"I" + number(ino)
+            value = self.get(key)
+            if value is None:
+                key = b"i" + key[1:]
+                value = self.get(key)
+            if value is None:
+                raise FsError(errno.ESTALE)
+            node = Node(self, ino, 0, 0, 0, 0, 0, 0)  # type: ignore[arg-type]
+            node.unpack(value)
+            node.key = key
+            self.nodes[ino] = node
+            self.idle[ino] = None
+        return node
+
+    def rest(self, node: Node) -> None:
+        """The kernel holds the node no more: keep it as long as there is room, or drop an inode without a name."""
+        if node.nlink == 0:
+            if self.nodes.get(node.ino) is node:
+                self.drop(node)
+            return
+        self.idle[node.ino] = None
+        if len(self.idle) > self.owner.node_cache:
+            for ino in list(self.idle)[: len(self.idle) // 8]:
+                del self.idle[ino]
+                old = self.nodes.get(ino)
+                if old is not None and not old.looks:
+                    del self.nodes[ino]
+
+    def drop(self, node: Node) -> None:
+        """Delete an inode that has no name and that nobody has open."""
+        del self.nodes[node.ino]
+        self.idle.pop(node.ino, None)
+        if self.read_only:
+            return
+        keys = [b"b" + node.key[1:] + index.to_bytes(4, "big") for index in self.indexes(node)]
+        if node.xattrs:
+            keys += [key for key, _ in self.scan(b"x" + node.key[1:])]
+        keys.append(node.key)
+        unseen = self.orphans.pop(node.ino, None) is self.open_batch
+        for key in keys:
+            self.blocks.pop(key, None)
+            if unseen:
+                self.rows.pop(key, None)
+            else:
+                self.rows[key] = None
+        self.owner.changed.add(self)  # type: ignore[arg-type]
+
+    def indexes(self, node: Node) -> list[int]:
+        raise NotImplementedError  # pragma: no cover - Data has it
+
+    # changes
+    def begin(self, frees: bool = False) -> int:
+        """The time of a change that is about to be made.  `frees`: it makes room, so it may use the reserve.
+        Errors: FsError, MustWait."""
+        journal = self.journal
+        if self.locked or journal.used >= journal.soft:
+            self._refuse(frees)
+        return clock_gettime_ns(CLOCK_REALTIME_COARSE)
+
+    def _refuse(self, frees: bool) -> None:
+        if self.read_only:
+            raise FsError(errno.EROFS)
+        if self.gate is not None:
+            raise MustWait(self.gate)
+        if self.owner.failure is not None:
+            raise FsError(errno.EROFS)
+        if self.journal.used >= (self.journal.hard if frees else self.journal.soft):
+            raise MustWait(self.owner.wait_room)
+
+    def save(self, node: Node) -> bytes:
+        """Put the inode's row; returns its journal entry."""
+        value = node.pack()
+        key = node.key
+        self.rows[key] = value
+        node.entry = None
+        return ROW.pack(b"R", KEY, len(value)) + key + value
+
+    def row(self, key: bytes, value: bytes | None) -> bytes:
+        """Put or delete a row; returns its journal entry."""
+        self.rows[key] = value
+        if value is None:
+            return ROW.pack(b"R", len(key), DELETED) + key
+        return ROW.pack(b"R", len(key), len(value)) + key + value
+
+    def log(self, entries: bytes, data: bytes | memoryview = b"") -> None:
+        """The record of one operation.  Errors: OSError, after which the owner takes no more changes."""
+        self.owner.changed.add(self)  # type: ignore[arg-type]
+        try:
+            self.journal.append(self.serial, entries, data)
+        except OSError as error:
+            self.owner.damaged(ArtfsError(f"the journal cannot be written: {error}"))
+            raise
+
+    def orphan(self, node: Node) -> bytes:
+        """Take the inode out of the versioned rows: it has lost its last name.  Returns the journal entry."""
+        self._move_parts(node, b"B", b"b", b"X", b"x")
+        self.orphans[node.ino] = self.open_batch
+        self.rows[node.key] = None
+        node.key = b"i" + node.key[1:]
+        value = node.pack()
+        self.rows[node.key] = value
+        node.entry = None
+        self.used_inodes -= 1
+        self.used_bytes -= node.allocated
+        return ORPHAN.pack(b"O", node.ino, len(value)) + value
+
+    def adopt(self, node: Node) -> None:
+        """The opposite: an inode without a name gets one.  The caller saves the node."""
+        self._move_parts(node, b"b", b"B", b"x", b"X")
+        self.orphans.pop(node.ino, None)
+        self.rows[node.key] = None
+        node.key = b"I" + node.key[1:]
+        self.used_inodes += 1
+        self.used_bytes += node.allocated
+
+    def _move_parts(self, node: Node, block: bytes, new_block: bytes, xattr: bytes, new_xattr: bytes) -> None:
+        tail = node.key[1:]
+        for index in self.indexes(node):
+            at = tail + index.to_bytes(4, "big")
+            content = self.get_block(block + at).copy()
+            self.blocks.pop(block + at, None)
+            self.rows[block + at] = None
+            self.rows.pop(new_block + at, None)
+            if content:
+                self.blocks[new_block + at] = content
+            if node.blocks is not None:
+                node.blocks[index] = content
+        if node.xattrs:
+            for key, value in self.scan(xattr + tail):
+                self.rows[key] = None
+                self.rows[new_xattr + key[1:]] = value

@@ -1,0 +1,208 @@
+"""The owner's log: every acknowledged change, before its reply.
+
+A zero-filled file of fixed size, used as a ring.  Positions grow for ever; position p lies at `p % size`.  A record is
+
+    u32 length of the entries | u32 length of the data | u32 serial of the namespace | u64 check | entries | data
+
+and `check` is the XXH3-64 of all of it, seeded by its predecessor's check, so that a record is valid only behind the
+one that it was written behind.  A record never wraps: where the rest of the ring is too short, a length of
+0xFFFFFFFF skips it.  The entries:
+
+    R u16 key length, u32 value length (0xFFFFFFFF: deleted), key, value        a row
+    O u64 ino, u32 value length, value                                          an inode that lost its last name
+    W u64 ino, u64 offset, u32 length                                           bytes written: the record's data
+    B u64 ino, u64 offset, u32 length, u64 object, u64 offset in it, 16 bytes hash     bytes written into an object
+    Z u64 ino, u64 start, u64 end, u8 kind                                      a hole (0) or allocated zeros (1)
+    C u64 from, u64 offset, u64 to, u64 offset, u64 length                      blocks shared by copy_file_range
+    K u32 length, JSON                                                          a checkpoint
+
+Invariants:
+1. `append` has handed the record to the kernel when it returns: it survives a killed process, and power loss after the
+   next fdatasync of `fd`;
+2. replay starts at the state (position, check) that the engine stored with its last batch and stops at the first record
+   whose check fails; whoever replays then commits all of it and calls `restart`, which begins a new chain with a random
+   check, so that nothing written before can follow what is written after;
+3. `free` lets go of what the engine has; the last eighth of the ring takes only changes that free space.
+
+One thread appends; `free` is called by the same one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from secrets import randbits
+from struct import Struct
+from struct import error as StructError
+from typing import Protocol
+
+from xxhash import xxh3_64_intdigest
+
+from artfs.errors import DamagedError, NoSpaceError
+
+RECORD = Struct("<IIIQ")
+SKIP = 0xFFFFFFFF
+ROW = Struct(">cHI")
+DELETED = 0xFFFFFFFF
+ORPHAN = Struct(">cQI")
+WRITE = Struct(">cQQI")
+STORE = Struct(">cQQIQQ16s")
+ZERO = Struct(">cQQQB")
+SHARE = Struct(">cQQQQQ")
+CHECKPOINT = Struct(">cI")
+LARGEST = 2 << 20
+"""No record is longer than this: a write of 1 MiB with its rows."""
+
+
+class Log(Protocol):
+    """What a tree needs of a journal."""
+
+    fd: int
+    used: int
+    soft: int
+    hard: int
+
+    def append(self, serial: int, body: bytes, data: bytes | memoryview = b"") -> None: ...
+
+
+class NoJournal:
+    """The log of a store that lives in memory alone: nothing to replay, no bound but the caller's memory."""
+
+    fd = -1
+    used = 0
+    soft = hard = 1 << 62
+
+    def append(self, serial: int, body: bytes, data: bytes | memoryview = b"") -> None:
+        pass
+
+
+class Journal:
+    """See the module.  `used` grows by `append` and shrinks by `free`; at `soft` writers wait, at `hard` all do."""
+
+    __slots__ = ("check", "fd", "hard", "path", "position", "size", "soft", "tail", "used")
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path = path
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self.size = max(size, os.fstat(self.fd).st_size)
+        if os.fstat(self.fd).st_size < size:
+            self._fill(size)
+        self.position = self.tail = self.used = 0
+        self.check = 0
+        self.hard = self.size - LARGEST
+        self.soft = self.size - max(self.size // 8, 2 * LARGEST)
+
+    def _fill(self, size: int) -> None:
+        """Zeros written, not only allocated: later writes change no metadata, so that fdatasync writes data alone."""
+        zeros = bytes(1 << 20)
+        try:
+            for at in range(os.fstat(self.fd).st_size >> 20 << 20, size, len(zeros)):
+                os.pwrite(self.fd, zeros[: size - at], at)
+            os.fsync(self.fd)
+        except OSError as error:
+            os.ftruncate(self.fd, 0)
+            os.close(self.fd)
+            raise NoSpaceError(
+                f"no room for the journal {self.path} ({size >> 20} MiB): {error.strerror}; free some space"
+            ) from error
+
+    def append(self, serial: int, body: bytes, data: bytes | memoryview = b"") -> None:
+        """REQUIRES: `used` is below `hard`."""
+        rows = len(body)
+        length = len(data)
+        need = RECORD.size + rows + length
+        at = self.position % self.size
+        rest = self.size - at
+        if rest < need:
+            if rest >= RECORD.size:
+                os.pwrite(self.fd, RECORD.pack(SKIP, 0, 0, 0), at)
+            self.position += rest
+            self.used += rest
+            at = 0
+        check = xxh3_64_intdigest(body, self.check ^ rows ^ length << 32 ^ serial)
+        if length:
+            check = xxh3_64_intdigest(data, check)
+            written = os.pwritev(self.fd, (RECORD.pack(rows, length, serial, check), body, data), at)
+        else:
+            written = os.pwrite(self.fd, RECORD.pack(rows, 0, serial, check) + body, at)
+        if written != need:
+            raise OSError(5, "short write to the journal")
+        self.check = check
+        self.position += need
+        self.used += need
+
+    def free(self, position: int) -> None:
+        """All before `position` is in the engine."""
+        self.tail = position
+        self.used = self.position - position
+
+    def state(self) -> str:
+        """What `seek` needs to go on from here, as text."""
+        return f"{self.position} {self.check}"
+
+    def seek(self, state: str) -> None:
+        position, check = state.split()
+        self.position = self.tail = int(position)
+        self.used = 0
+        self.check = int(check)
+
+    def restart(self) -> None:
+        """Begin a new chain: no record that lies in the ring can follow one that is appended from here on."""
+        self.check = randbits(64)
+
+    def replay(self) -> Iterator[tuple[int, bytes, bytes]]:
+        """(serial, entries, data) of each valid record from here on; the position moves behind each when it is taken."""
+        start = self.position
+        while self.position - start < self.size:
+            at = self.position % self.size
+            rest = self.size - at
+            if rest < RECORD.size:
+                self.position += rest
+                continue
+            rows, length, serial, check = RECORD.unpack(os.pread(self.fd, RECORD.size, at))
+            if rows == SKIP:
+                self.position += rest
+                continue
+            if not rows or rows + length > LARGEST or rows + length + RECORD.size > rest:
+                return
+            body = os.pread(self.fd, rows, at + RECORD.size)
+            data = os.pread(self.fd, length, at + RECORD.size + rows)
+            found = xxh3_64_intdigest(body, self.check ^ rows ^ length << 32 ^ serial)
+            if check != (xxh3_64_intdigest(data, found) if length else found):
+                return
+            yield serial, body, data
+            self.check = check
+            self.position += RECORD.size + rows + length
+            self.used = self.position - self.tail
+
+    def sync(self) -> None:
+        os.fdatasync(self.fd)
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def entries(body: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, start, end) of each entry.  Errors: DamagedError."""
+    at = 0
+    while at < len(body):
+        kind = body[at : at + 1]
+        try:
+            if kind == b"R":
+                _, key, value = ROW.unpack_from(body, at)
+                end = at + ROW.size + key + (0 if value == DELETED else value)
+            elif kind == b"O":
+                end = at + ORPHAN.size + ORPHAN.unpack_from(body, at)[2]
+            elif kind == b"K":
+                end = at + CHECKPOINT.size + CHECKPOINT.unpack_from(body, at)[1]
+            else:
+                end = at + {b"W": WRITE, b"B": STORE, b"Z": ZERO, b"C": SHARE}[kind].size
+        except (KeyError, StructError) as error:
+            raise DamagedError(f"a journal record cannot be read: {error!r}") from error
+        if end > len(body):
+            raise DamagedError("a journal record is cut short")
+        yield kind, at, end
+        at = end

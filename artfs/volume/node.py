@@ -1,0 +1,142 @@
+"""An inode in memory."""
+
+from __future__ import annotations
+
+from stat import S_IFDIR, S_IFREG
+from typing import TYPE_CHECKING, NamedTuple
+
+from artfs.blocks import Block
+from artfs.volume.rows import INODE, NS, number
+
+if TYPE_CHECKING:
+    from artfs.volume.tree import Tree
+
+
+class Dentry(NamedTuple):
+    """A name's inode number, its cookie in listings, and the type bits of its inode (mode >> 12)."""
+
+    ino: int
+    cookie: int
+    type: int
+
+
+class Node:
+    """One inode's attributes; times are nanoseconds since 1970 and may be negative.
+
+    `num` is what the kernel sees: serial << 32 | kid.  `key` is the row's key, that of an orphan once it has no name.
+    `kids` (directories) holds the names seen so far, all of them if `complete`; its order is that of cookies then.
+    `blocks` (regular files) holds the blocks read or written so far.  `looks` counts the kernel's references and
+    `entry` keeps the encoded reply: both belong to the driver.
+    """
+
+    __slots__ = (
+        "allocated",
+        "atime",
+        "blocks",
+        "complete",
+        "ctime",
+        "entry",
+        "gid",
+        "ino",
+        "key",
+        "kids",
+        "looks",
+        "mode",
+        "mtime",
+        "nlink",
+        "num",
+        "order",
+        "parent",
+        "rdev",
+        "size",
+        "target",
+        "tree",
+        "uid",
+        "xattrs",
+    )
+
+    def __init__(self, tree: Tree, ino: int, num: int, mode: int, uid: int, gid: int, rdev: int, now: int) -> None:
+        self.tree = tree
+        self.ino = ino
+        self.num = num
+        self.key = b"I" + number(ino)
+        self.mode = mode
+        self.nlink = 1
+        self.uid = uid
+        self.gid = gid
+        self.rdev = rdev
+        self.parent = 0
+        self.size = 0
+        self.allocated = 0
+        self.atime = self.mtime = self.ctime = now
+        self.xattrs = 0
+        self.target = b""
+        self.kids: dict[bytes, Dentry] | None = {} if mode & 0o170000 == S_IFDIR else None
+        self.complete = False
+        self.order: list[tuple[bytes, Dentry]] | None = None
+        self.blocks: dict[int, Block] | None = None
+        self.entry: bytes | None = None
+        self.looks = 0
+
+    @property
+    def is_file(self) -> bool:
+        return self.mode & 0o170000 == S_IFREG
+
+    def pack(self) -> bytes:
+        """The inode's row value."""
+        a, an = divmod(self.atime, NS)
+        m, mn = divmod(self.mtime, NS)
+        c, cn = divmod(self.ctime, NS)
+        return (
+            INODE.pack(
+                self.mode,
+                self.nlink,
+                self.uid,
+                self.gid,
+                self.rdev,
+                self.num & 0xFFFFFFFF,
+                self.parent,
+                self.size,
+                self.allocated,
+                a,
+                an,
+                m,
+                mn,
+                c,
+                cn,
+                self.xattrs,
+            )
+            + self.target
+        )
+
+    def unpack(self, value: bytes) -> None:
+        """Take the attributes of a row."""
+        (
+            self.mode,
+            self.nlink,
+            self.uid,
+            self.gid,
+            self.rdev,
+            kid,
+            self.parent,
+            self.size,
+            self.allocated,
+            a,
+            an,
+            m,
+            mn,
+            c,
+            cn,
+            self.xattrs,
+        ) = INODE.unpack_from(value)
+        self.num = self.tree.number << 32 | kid
+        self.atime = a * NS + an
+        self.mtime = m * NS + mn
+        self.ctime = c * NS + cn
+        self.target = value[INODE.size :]
+        if self.mode & 0o170000 == S_IFDIR:
+            if self.kids is None:
+                self.kids = {}
+        else:
+            self.kids = None
+        self.entry = None

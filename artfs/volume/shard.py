@@ -1,0 +1,321 @@
+"""The owner of a store: one engine, one journal, one object directory, and the trees that are open.
+
+Actors: the loop's thread changes trees and appends to the journal; one commit at a time runs in a worker thread, over
+batches that the loop has closed; readers of objects may be further threads (see `LocalObjects`).
+
+A commit makes each step durable before the next: bytes of chunks (fdatasync) → engine batch with the journal's position
+(one transaction, fsynced) → the journal's space is free.  So the engine never names a chunk that is not durable, and a
+crash at any point leaves a state that replay of the journal completes.
+
+Failures: a commit that fails keeps its batches and is tried again, ever more slowly; meanwhile changes go on until the
+journal is full, then writers wait up to `wait_limit` and get ENOSPC (disk) or EIO.  A journal that cannot be written,
+and bytes that fail their check, end changes for good (`failure`): EROFS until the store is opened again.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from time import monotonic
+
+import anyio
+from anyio import to_thread
+
+from artfs.blocks import Block
+from artfs.errors import ArtfsError, DamagedError, FsError, NoSpaceError, UnavailableError
+from artfs.meta import Batch, Engine
+from artfs.objects.local import LocalObjects
+from artfs.settings import Settings
+from artfs.types import Epoch, NamespaceType, Serial
+from artfs.volume.catalogue import Catalogue, Namespace
+from artfs.volume.journal import Journal, Log
+from artfs.volume.replay import replay
+from artfs.volume.rowset import Pending
+from artfs.volume.seal import Sealed, seal
+from artfs.volume.tree import BLOB_DATA, Tree
+
+log = logging.getLogger(__name__)
+
+RETRY = 0.1, 5.0
+"""Seconds between attempts of a commit that fails: at first, at most."""
+KICK_SHARE = 4
+"""A commit starts when the journal is filled to this part, whatever the interval."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardStatistics:
+    """`journal_used` of `journal_size` bytes wait for a commit; `trouble` is the last commit's error, if it failed."""
+
+    commits: int
+    journal_used: int
+    journal_size: int
+    open_namespaces: int
+    nodes: int
+    trouble: str
+    failure: str
+
+
+class Shard:
+    """See the module.  `run` must be running for anything that waits for room to go on."""
+
+    def __init__(self, engine: Engine, log: Log, objects: LocalObjects, settings: Settings) -> None:
+        self.engine = engine
+        self.log = log
+        self.objects = objects
+        self.settings = settings
+        self.node_cache = settings.node_cache
+        self.inline_limit = settings.inline_limit
+        self.catalogue = Catalogue(engine)
+        self.trees: dict[Serial, Tree] = {}
+        self.changed: set[Tree] = set()
+        self.failure: ArtfsError | None = None
+        self.trouble: Exception | None = None
+        self.commits = 0
+        self.on_damage: Callable[[ArtfsError], None] = lambda error: None
+        self._started = 0
+        self._swept: set[Serial] = set()
+        self._lock = anyio.Lock()
+        self._room = anyio.Event()
+        self._kick = anyio.Event()
+        for namespace in self.catalogue.by_serial.values():
+            objects.prefixes[namespace.serial] = namespace.prefix
+        for serial, prefix in engine.records("prefix").items():
+            objects.prefixes[int(serial)] = prefix
+
+    # trees
+    def tree(self, namespace: Namespace) -> Tree:
+        """The namespace's tree; the orphans of an earlier process are gone."""
+        tree = self.trees.get(namespace.serial)
+        if tree is None:
+            tree = self._open(namespace)
+        if namespace.serial not in self._swept:
+            self._swept.add(namespace.serial)
+            for key, _ in tree.scan(b"i"):
+                tree.drop(tree.node(int.from_bytes(key[1:], "big")))
+        return tree
+
+    def _open(self, namespace: Namespace) -> Tree:
+        try:
+            tree = Tree(self, namespace.serial, namespace.block_size)
+        except DamagedError as error:
+            self.damaged(error)
+            raise
+        self.objects.register(namespace.serial, namespace.prefix, tree.head.objects)
+        tree.locked = self.failure is not None
+        tree.blob = namespace.type is NamespaceType.BLOB
+        self.trees[namespace.serial] = tree
+        return tree
+
+    def view(self, namespace: Namespace, epoch: Epoch, number: Serial) -> Tree:
+        """What a checkpoint saw, read-only.  REQUIRES: the checkpoint is committed."""
+        return Tree(self, namespace.serial, namespace.block_size, at=epoch, number=number)
+
+    def create(self, namespace: Namespace, mode: int) -> Tree:
+        """Enter it into the catalogue and make its root; durable after the next commit."""
+        self.catalogue.put(namespace)
+        self.catalogue.records["prefix", str(namespace.serial)] = namespace.prefix
+        self._swept.add(namespace.serial)
+        tree = self._open(namespace)
+        tree.make_root(mode, namespace.uid, namespace.gid)
+        if tree.blob:
+            tree.create(tree.root(), BLOB_DATA, 0o666 & ~namespace.umask, namespace.uid, namespace.gid)
+        return tree
+
+    def close_tree(self, serial: Serial) -> None:
+        tree = self.trees.pop(serial, None)
+        if tree is not None:
+            self.changed.discard(tree)
+            self.objects.forget(serial)
+
+    # commits
+    async def run(self) -> None:
+        """Commit in the background, until cancelled."""
+        delay = RETRY[0]
+        while True:
+            self._kick = anyio.Event()
+            with anyio.move_on_after(self.settings.commit_interval):
+                if not self._full():
+                    await self._kick.wait()
+            self.objects.reap()
+            if not self.changed and not self.catalogue.records and not self._unfinished():
+                continue
+            try:
+                await self.commit()
+                delay = RETRY[0]
+            except (ArtfsError, OSError) as error:
+                log.error("a commit failed, it is tried again in %.1f s: %s", delay, error)
+                await anyio.sleep(delay)
+                delay = min(delay * 2, RETRY[1])
+
+    def _full(self) -> bool:
+        return self.log.used * KICK_SHARE >= self.log.soft
+
+    def _unfinished(self) -> bool:
+        return any(tree.closed_batches for tree in self.trees.values())
+
+    def kick(self) -> None:
+        """Commit soon."""
+        self._kick.set()
+
+    async def wait_room(self) -> None:
+        """See `Owner`."""
+        limit = monotonic() + self.settings.wait_limit
+        while self.log.used >= self.log.soft:
+            self.kick()
+            room = self._room
+            with anyio.move_on_after(max(limit - monotonic(), 0)) as scope:
+                await room.wait()
+            if scope.cancelled_caught or monotonic() > limit:
+                raise FsError(errno.ENOSPC if isinstance(self.trouble, NoSpaceError) else errno.EIO)
+
+    async def commit(self) -> None:
+        """Everything that was logged before this call is in the engine when it returns; calls share one commit.
+        Errors: NoSpaceError, UnavailableError, DamagedError, OSError; nothing is lost then."""
+        want = self._started + 1
+        async with self._lock:
+            if self._started >= want:
+                return
+            self._started += 1
+            await self._commit()
+
+    async def _commit(self) -> None:
+        trees = self.changed
+        self.changed = set()
+        trees |= {tree for tree in self.trees.values() if tree.closed_batches}
+        work: list[tuple[Tree, list[Pending]]] = []
+        for tree in trees:
+            tree.cut()
+            if tree.closed_batches:
+                work.append((tree, list(tree.closed_batches)))
+        records = self.catalogue.records
+        self.catalogue.records = {}
+        position = self.log.position if isinstance(self.log, Journal) else 0
+        if isinstance(self.log, Journal):
+            records["journal", "state"] = self.log.state()
+        try:
+            with anyio.CancelScope(shield=True):
+                sealed, lists = await to_thread.run_sync(self._write, work, records)
+        except BaseException as error:
+            self._started -= 1
+            self.changed |= trees
+            self.catalogue.records = records | self.catalogue.records
+            if isinstance(error, OSError) and not isinstance(error, ArtfsError):
+                error = _translated(error)
+            self.trouble = error if isinstance(error, Exception) else None
+            if isinstance(error, DamagedError):
+                self.damaged(error)
+            raise error
+        self.trouble = None
+        self.commits += 1
+        for tree, batches in work:
+            tree.committed(batches, sealed, lists)
+        if isinstance(self.log, Journal):
+            self.log.free(position)
+        self._room.set()
+        self._room = anyio.Event()
+
+    def _write(
+        self, work: list[tuple[Tree, list[Pending]]], records: dict[tuple[str, str], str | None]
+    ) -> tuple[Sealed, dict[int, Block]]:
+        """In a thread: seal, sync, commit.  Returns where sources went, and the sealed lists by id of the old ones."""
+        sealed = Sealed()
+        lists: dict[int, Block] = {}
+        batches: list[Batch] = []
+        for tree, pendings in work:
+            for pending in pendings:
+                rows, done = seal(self.objects, tree.serial, pending.blocks, self.inline_limit, sealed)
+                for key, block in done.items():
+                    lists[id(pending.blocks[key])] = block
+                batches.append(
+                    Batch(tree.serial, Epoch(pending.epoch), pending.rows | rows, pending.checkpoint)
+                )
+        self.objects.sync()
+        self.engine.commit(batches, records)
+        return sealed, lists
+
+    def damaged(self, error: ArtfsError) -> None:
+        """See `Owner`."""
+        if self.failure is None:
+            self.failure = error
+            log.critical("%s; the store takes no changes until it is opened again", error)
+            for tree in self.trees.values():
+                tree.locked = True
+            self.on_damage(error)
+
+    async def recover(self) -> int:
+        """Replay what the journal holds beyond the engine, and commit it.  Returns the number of records."""
+        if not isinstance(self.log, Journal):
+            return 0
+        state = self.engine.record("journal", "state")
+        if state is None:
+            self.log.restart()
+        else:
+            self.log.seek(state)
+        count = replay(self, self.log)
+        self.log.restart()
+        self.catalogue.records["journal", "state"] = self.log.state()
+        await self.commit()
+        return count
+
+    def sync_descriptors(self) -> list[int]:
+        """What fsync(2) has to sync: objects that have grown, then the journal."""
+        return [*self.objects.unsynced, self.log.fd] if self.log.fd >= 0 else []
+
+    async def sync(self) -> None:
+        """Everything acknowledged survives power loss.  Errors: FsError EIO."""
+        fds = self.sync_descriptors()
+
+        def work() -> None:
+            for fd in fds:
+                os.fdatasync(fd)
+
+        try:
+            await to_thread.run_sync(work)
+        except OSError as error:
+            self.sync_failed(error.errno or errno.EIO)
+            raise FsError(errno.EIO) from error
+
+    def sync_failed(self, number: int) -> None:
+        """The disk may have dropped what it was told to keep: no promise can be made any more."""
+        self.damaged(UnavailableError(f"fsync of the store failed: {os.strerror(number)}; check the disk, then remount"))
+
+    def statistics(self) -> ShardStatistics:
+        return ShardStatistics(
+            commits=self.commits,
+            journal_used=self.log.used,
+            journal_size=self.log.size if isinstance(self.log, Journal) else 0,
+            open_namespaces=len(self.trees),
+            nodes=sum(len(tree.nodes) for tree in self.trees.values()),
+            trouble=str(self.trouble or ""),
+            failure=str(self.failure or ""),
+        )
+
+    def committing(self) -> AbstractAsyncContextManager[object]:
+        """While it is held no commit runs."""
+        return self._lock
+
+    async def close(self) -> None:
+        """Commit what is left and let go of everything.  Errors: as `commit`; everything is let go of all the same."""
+        try:
+            if self.failure is None:
+                with anyio.CancelScope(shield=True):
+                    await self.commit()
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Let go of everything as it is; the journal keeps what is not committed."""
+        self.engine.close()
+        self.objects.close()
+        if isinstance(self.log, Journal):
+            self.log.close()
+
+
+def _translated(error: OSError) -> ArtfsError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpaceError(f"the store's disk is full ({error.filename or 'objects'}); free some space")
+    return UnavailableError(f"the store's disk fails: {error}")

@@ -1,0 +1,369 @@
+"""Names: the POSIX rules of directories, once.
+
+Plain functions over nodes, without I/O of their own and without await, so that nothing can come between the parts of an
+operation.  Permissions are the caller's business: the kernel checks them for mounts, the access rules for the API.
+"""
+
+from __future__ import annotations
+
+import errno
+from stat import S_IFDIR, S_IFLNK, S_IFREG, S_ISGID
+
+from artfs.blocks import Block
+from artfs.errors import FsError
+from artfs.meta import Checkpoint
+from artfs.types import Epoch, Serial
+from artfs.volume.attributes import Attributes
+from artfs.volume.inodes import ROOT, Owner
+from artfs.volume.node import Dentry, Node
+from artfs.volume.rows import BLOCK_KEY, DENTRY
+from artfs.volume.rowset import Pending
+from artfs.volume.seal import Sealed
+
+NAME_MAX = 255
+PATH_MAX = 4096
+LINK_MAX = 1 << 31
+NOREPLACE, EXCHANGE = 1, 2
+RESERVED = frozenset((b".checkpoints",))
+"""Names in a namespace's root that belong to the control surface."""
+BLOB_DATA = b"_data"
+"""The one file of a BLOB."""
+
+
+class Tree(Attributes):
+    """One namespace's files, or with `at` those that a checkpoint saw, read-only.  `checkpoints` is in order of
+    epochs, those that are not committed yet included."""
+
+    def __init__(
+        self, owner: Owner, serial: Serial, block_size: int, *, at: Epoch | None = None, number: int | None = None
+    ) -> None:
+        super().__init__(owner, serial, block_size, at=at, number=number)
+        self.blob = False
+        self.checkpoints = self.engine.checkpoints(serial) if at is None else []
+
+    def make_root(self, mode: int, uid: int, gid: int) -> None:
+        """The root directory of a new namespace."""
+        time = self.begin()
+        root = Node(self, ROOT, self.number << 32 | ROOT, S_IFDIR | mode, uid, gid, 0, time)
+        root.nlink = 2
+        root.parent = ROOT
+        root.complete = True
+        self.numbers = ROOT + 1
+        self.used_inodes += 1
+        self.nodes[ROOT] = root
+        self.log(self.save(root))
+
+    def root(self) -> Node:
+        return self.node(ROOT)
+
+    # versions
+    def apply_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """End the epoch under the checkpoint's name."""
+        self.open_batch.checkpoint = checkpoint
+        self.epoch = checkpoint.epoch + 1
+        self.checkpoints.append(checkpoint)
+        self.cut()
+
+    def committed(self, batches: list[Pending], sealed: Sealed, lists: dict[int, Block]) -> None:
+        """The engine has these batches, the oldest of the closed ones; `lists` gives their blocks' sealed extents."""
+        del self.closed_batches[: len(batches)]
+        for batch in batches:
+            for key, old in batch.blocks.items():
+                ino, index = BLOCK_KEY.unpack_from(key, 1)
+                node = self.nodes.get(ino)
+                if node is not None and node.blocks is not None and node.blocks.get(index) is old:
+                    node.blocks[index] = lists[id(old)]
+                for later in (*self.closed_batches, self.open_batch):
+                    block = later.blocks.get(key)
+                    if block is not None:
+                        sealed.swap(block)
+
+    # lookups
+    def find(self, folder: Node, name: bytes) -> Dentry | None:
+        """Errors: FsError ENOTDIR, ENAMETOOLONG."""
+        kids = folder.kids
+        if kids is None:
+            raise FsError(errno.ENOTDIR)
+        entry = kids.get(name)
+        if entry is None:
+            if len(name) > NAME_MAX:
+                raise FsError(errno.ENAMETOOLONG)
+            if not folder.complete:
+                value = self.get(b"D" + folder.key[1:] + name)
+                if value is not None:
+                    entry = kids[name] = Dentry(*DENTRY.unpack(value))
+        return entry
+
+    def lookup(self, folder: Node, name: bytes) -> Node | None:
+        """The node of a name, or None.  Errors: FsError ENOTDIR, ENAMETOOLONG."""
+        entry = self.find(folder, name)
+        if entry is None:
+            return None
+        node = self.nodes.get(entry.ino)
+        return node if node is not None else self.node(entry.ino)
+
+    def listing(self, folder: Node) -> list[tuple[bytes, Dentry]]:
+        """Every name, in order of cookies; the list is not changed later."""
+        if folder.kids is None:
+            raise FsError(errno.ENOTDIR)
+        if folder.order is None:
+            if not folder.complete:
+                prefix = b"D" + folder.key[1:]
+                rows = [(key[9:], Dentry(*DENTRY.unpack(value))) for key, value in self.scan(prefix)]
+                rows.sort(key=_cookie)
+                folder.kids = dict(rows)
+                folder.complete = True
+            folder.order = list(folder.kids.items())
+        return folder.order
+
+    def is_empty(self, folder: Node) -> bool:
+        return not (folder.kids if folder.complete else self.listing(folder))
+
+    # making
+    def _enter(self, folder: Node, name: bytes, node: Node) -> bytes:
+        self.cookies += 1
+        entry = Dentry(node.ino, self.cookies, node.mode >> 12)
+        assert folder.kids is not None
+        folder.kids[name] = entry
+        folder.order = None
+        return self.row(b"D" + folder.key[1:] + name, DENTRY.pack(*entry))
+
+    def _leave(self, folder: Node, name: bytes) -> bytes:
+        assert folder.kids is not None
+        folder.kids.pop(name, None)
+        folder.order = None
+        return self.row(b"D" + folder.key[1:] + name, None)
+
+    def _vacant(self, folder: Node, name: bytes) -> None:
+        if folder.ino == ROOT and (name in RESERVED or self.blob and name != BLOB_DATA):
+            raise FsError(errno.EPERM)
+        if self.find(folder, name) is not None:
+            raise FsError(errno.EEXIST)
+        if folder.nlink == 0:
+            raise FsError(errno.ENOENT)
+
+    def make(
+        self, folder: Node, name: bytes, mode: int, uid: int, gid: int, rdev: int = 0, target: bytes = b""
+    ) -> Node:
+        """A new inode of any type (`mode` holds it) under a new name.
+        Errors: FsError EEXIST, ENOENT (a removed directory), ENOTDIR, ENAMETOOLONG, ENOSPC."""
+        self._vacant(folder, name)
+        time = self.begin()
+        node = self._new(folder, mode, uid, gid, rdev, time)
+        if node.kids is not None:
+            node.nlink = 2
+            node.parent = folder.ino
+            node.complete = True
+            folder.nlink += 1
+        elif target:
+            node.target = target
+            node.size = len(target)
+        folder.mtime = folder.ctime = time
+        self.used_inodes += 1
+        self.log(self.save(folder) + self.save(node) + self._enter(folder, name, node))
+        return node
+
+    def _new(self, folder: Node, mode: int, uid: int, gid: int, rdev: int, time: int) -> Node:
+        ino = self.numbers
+        if ino > 0xFFFFFFFF:
+            raise FsError(errno.ENOSPC)
+        self.numbers = ino + 1
+        if folder.mode & S_ISGID:
+            gid = folder.gid
+            if mode & 0o170000 == S_IFDIR:
+                mode |= S_ISGID
+        node = Node(self, ino, self.number << 32 | ino, mode, uid, gid, rdev, time)
+        self.nodes[ino] = node
+        self.idle[ino] = None
+        return node
+
+    def create(self, folder: Node, name: bytes, mode: int, uid: int, gid: int) -> Node:
+        return self.make(folder, name, S_IFREG | mode & 0o7777, uid, gid)
+
+    def mkdir(self, folder: Node, name: bytes, mode: int, uid: int, gid: int) -> Node:
+        return self.make(folder, name, S_IFDIR | mode & 0o7777, uid, gid)
+
+    def symlink(self, folder: Node, name: bytes, target: bytes, uid: int, gid: int) -> Node:
+        """Errors: also FsError ENAMETOOLONG, ENOENT (an empty target)."""
+        if len(target) >= PATH_MAX:
+            raise FsError(errno.ENAMETOOLONG)
+        if not target:
+            raise FsError(errno.ENOENT)
+        return self.make(folder, name, S_IFLNK | 0o777, uid, gid, target=target)
+
+    def make_unnamed(self, folder: Node, mode: int, uid: int, gid: int) -> Node:
+        """O_TMPFILE: a regular file without a name, which `link` may give it."""
+        if folder.kids is None:
+            raise FsError(errno.ENOTDIR)
+        time = self.begin()
+        node = self._new(folder, S_IFREG | mode & 0o7777, uid, gid, 0, time)
+        node.nlink = 0
+        node.key = b"i" + node.key[1:]
+        self.orphans[node.ino] = self.open_batch
+        self.log(self.save(node))
+        return node
+
+    def link(self, node: Node, folder: Node, name: bytes) -> None:
+        """Errors: FsError EPERM (a directory), EEXIST, ENOENT, EMLINK, ENAMETOOLONG."""
+        if node.kids is not None:
+            raise FsError(errno.EPERM)
+        self._vacant(folder, name)
+        if node.nlink >= LINK_MAX:
+            raise FsError(errno.EMLINK)
+        time = self.begin()
+        if node.nlink == 0:
+            self.adopt(node)
+        node.nlink += 1
+        node.ctime = folder.mtime = folder.ctime = time
+        self.log(self.save(folder) + self.save(node) + self._enter(folder, name, node))
+
+    def replace(self, node: Node, folder: Node, name: bytes) -> Node | None:
+        """Give an inode without a name this one, at once in place of the file that has it; returns that one.
+        Errors: FsError EISDIR, ENOENT (a removed directory), ENAMETOOLONG."""
+        other = self.lookup(folder, name)
+        if other is None:
+            self._vacant(folder, name)
+        elif other.kids is not None:
+            raise FsError(errno.EISDIR)
+        time = self.begin()
+        entries = b""
+        if other is not None:
+            entries = self._leave(folder, name) + self._unlinked(other, time)
+        self.adopt(node)
+        node.nlink = 1
+        node.ctime = folder.mtime = folder.ctime = time
+        self.log(entries + self.save(folder) + self.save(node) + self._enter(folder, name, node))
+        if other is not None:
+            self._let_go(other)
+        return other
+
+    # removing
+    def unlink(self, folder: Node, name: bytes) -> Node:
+        """Returns the node, whose link count may be 0 now.  Errors: FsError ENOENT, EISDIR."""
+        node = self.lookup(folder, name)
+        if node is None:
+            raise FsError(errno.ENOENT)
+        if node.kids is not None:
+            raise FsError(errno.EISDIR)
+        time = self.begin(frees=True)
+        folder.mtime = folder.ctime = time
+        entries = self._leave(folder, name) + self.save(folder) + self._unlinked(node, time)
+        self.log(entries)
+        self._let_go(node)
+        return node
+
+    def _unlinked(self, node: Node, time: int) -> bytes:
+        node.ctime = time
+        if node.kids is not None:
+            node.nlink = 0
+        else:
+            node.nlink -= 1
+        return self.save(node) if node.nlink else self.orphan(node)
+
+    def _let_go(self, node: Node) -> None:
+        if node.nlink == 0 and not node.looks:
+            self.drop(node)
+
+    def rmdir(self, folder: Node, name: bytes) -> Node:
+        """Errors: FsError ENOENT, ENOTDIR, ENOTEMPTY."""
+        node = self.lookup(folder, name)
+        if node is None:
+            raise FsError(errno.ENOENT)
+        if node.kids is None:
+            raise FsError(errno.ENOTDIR)
+        if not self.is_empty(node):
+            raise FsError(errno.ENOTEMPTY)
+        time = self.begin(frees=True)
+        folder.nlink -= 1
+        folder.mtime = folder.ctime = node.mtime = time
+        self.log(self._leave(folder, name) + self.save(folder) + self._unlinked(node, time))
+        self._let_go(node)
+        return node
+
+    # renaming
+    def rename(self, folder: Node, name: bytes, target: Node, new: bytes, flags: int = 0) -> None:
+        """renameat2(2).  Errors: FsError ENOENT, EEXIST, EINVAL, EISDIR, ENOTDIR, ENOTEMPTY, ENAMETOOLONG."""
+        if flags & ~(NOREPLACE | EXCHANGE) or flags == NOREPLACE | EXCHANGE:
+            raise FsError(errno.EINVAL)
+        node = self.lookup(folder, name)
+        if node is None:
+            raise FsError(errno.ENOENT)
+        other = self.lookup(target, new)
+        if target.ino == ROOT and (new in RESERVED or self.blob):
+            raise FsError(errno.EPERM)
+        if target.nlink == 0:
+            raise FsError(errno.ENOENT)
+        if other is not None and flags & NOREPLACE:
+            raise FsError(errno.EEXIST)
+        if other is None and flags & EXCHANGE:
+            raise FsError(errno.ENOENT)
+        if folder is not target:
+            self._no_loop(node, target)
+            if flags & EXCHANGE:
+                self._no_loop(other, folder)
+        if other is node:
+            return
+        if flags & EXCHANGE:
+            assert other is not None
+            self._exchange(folder, name, node, target, new, other)
+            return
+        if other is not None:
+            self._replaceable(node, other)
+        time = self.begin(frees=other is not None)
+        entries = self._leave(folder, name)
+        if other is not None:
+            entries += self._leave(target, new)
+            if other.kids is not None:
+                target.nlink -= 1
+            entries += self._unlinked(other, time)
+        self._move(node, folder, target)
+        folder.mtime = folder.ctime = target.mtime = target.ctime = node.ctime = time
+        entries += self._enter(target, new, node) + self.save(folder) + self.save(node)
+        if target is not folder:
+            entries += self.save(target)
+        self.log(entries)
+        if other is not None:
+            self._let_go(other)
+
+    def _no_loop(self, node: Node | None, folder: Node) -> None:
+        if node is None or node.kids is None:
+            return
+        while True:
+            if folder is node:
+                raise FsError(errno.EINVAL)
+            if folder.ino == ROOT:
+                return
+            folder = self.node(folder.parent)
+
+    def _replaceable(self, node: Node, other: Node) -> None:
+        if other.kids is None:
+            if node.kids is not None:
+                raise FsError(errno.ENOTDIR)
+        elif node.kids is None:
+            raise FsError(errno.EISDIR)
+        elif not self.is_empty(other):
+            raise FsError(errno.ENOTEMPTY)
+
+    def _move(self, node: Node, folder: Node, target: Node) -> None:
+        if node.kids is not None and folder is not target:
+            folder.nlink -= 1
+            target.nlink += 1
+            node.parent = target.ino
+
+    def _exchange(self, folder: Node, name: bytes, node: Node, target: Node, new: bytes, other: Node) -> None:
+        time = self.begin()
+        entries = self._leave(folder, name) + self._leave(target, new)
+        self._move(node, folder, target)
+        self._move(other, target, folder)
+        for changed in (folder, target, node, other):
+            changed.ctime = time
+        folder.mtime = target.mtime = time
+        entries += self._enter(target, new, node) + self._enter(folder, name, other)
+        entries += self.save(node) + self.save(other) + self.save(folder)
+        if target is not folder:
+            entries += self.save(target)
+        self.log(entries)
+
+
+def _cookie(item: tuple[bytes, Dentry]) -> int:
+    return item[1].cookie

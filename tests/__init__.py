@@ -1,0 +1,1 @@
+"""The test suites of artfs, a package per kind."""

@@ -1,0 +1,1 @@
+"""Real programs at work in a directory: what users will do on day one."""
