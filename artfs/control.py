@@ -64,7 +64,12 @@ def pack_result(checkpoint: Checkpoint | None) -> bytes:
     if checkpoint is None:
         return bytes(REQUEST.size)
     return REQUEST.pack(
-        os.fsencode(checkpoint.id)[: NAME - 1], b"", checkpoint.epoch, checkpoint.created, *checkpoint.usage, b""
+        os.fsencode(checkpoint.id)[: NAME - 1],
+        b"",
+        checkpoint.epoch,
+        checkpoint.created,
+        *checkpoint.usage,
+        b"",
     )
 
 

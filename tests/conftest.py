@@ -11,7 +11,7 @@ import pytest
 
 from tests.guard import Guard
 
-# How long an example takes says nothing on a shared machine; what failed must be repeatable from the log alone.
+# How long an example takes says nothing on a shared machine; a failure must be repeatable from the log alone.
 hypothesis.settings.register_profile("artfs", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("artfs")
 
@@ -22,7 +22,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def store_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a store may be made; nothing is there yet. `ARTFS_ROOT` names it, also for programs that a test starts."""
+    """Where a store may be made; nothing is there yet. `ARTFS_ROOT` names it, for started programs too."""
     root = tmp_path / "store"
     monkeypatch.setenv("ARTFS_ROOT", str(root))
     return root

@@ -1,11 +1,12 @@
 """A run of the tests leaves nothing behind: no mount, no process.
 
-What is *ours*: a mount whose mount point lies below this run's temporary directory; a process that is a child of this
-one, or carries this run's mark in the environment that it was started with (a daemon keeps it). Other runs and other
-people's mounts on the same machine are never touched.
+What is *ours*: a mount whose mount point lies below this run's temporary directory; a process that is a child
+of this one, or carries this run's mark in the environment that it was started with (a daemon keeps it). Other
+runs and other people's mounts on the same machine are never touched.
 
-Invariants: a mount left in a test's own directory fails that test; anything left at the end fails the run. Both are
-cleaned up all the same, so that the next run starts from nothing. A process has `PATIENCE` to end by itself.
+Invariants: a mount left in a test's own directory fails that test; anything left at the end fails the run.
+Both are cleaned up all the same, so that the next run starts from nothing. A process has `PATIENCE` to end by
+itself.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ import pytest
 MARK = "ARTFS_TEST_RUN"
 PATIENCE = 10.0
 """Seconds that a process whose mount is gone, or which was told to stop, may take to end."""
+HELPERS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
+"""Python's own children, which end with the interpreter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +39,9 @@ class Mount:
 def parse_mounts(mountinfo: str) -> list[Mount]:
     """The mounts in a text of the form of /proc/self/mountinfo (proc(5)), in its order: lower ones first."""
     found = []
-    for line in mountinfo.splitlines():
+    for line in filter(None, mountinfo.split("\n")):
         left, _, right = line.partition(" - ")
-        # Blank, tab, newline and backslash come as \\040 and so on; bytes that are not UTF-8 come as they are.
+        # Blank, tab, newline and backslash come as \\040 and so on; other bytes come as they are.
         raw = left.split(" ")[4].encode(errors="surrogateescape")
         for code in (b"040", b"011", b"012", b"134"):
             raw = raw.replace(b"\\" + code, bytes([int(code, 8)]))
@@ -78,7 +81,9 @@ def own_processes(mark: str) -> dict[int, str]:
         except OSError:  # it has just ended, or is somebody else's
             continue
         marks = next((e for e in environment if e.startswith(f"{MARK}=".encode())), b"").partition(b"=")[2]
-        if state != "Z" and (int(parent) == os.getpid() or mark.encode() in marks.split(b":")):
+        if state == "Z" or any(helper in command for helper in HELPERS):
+            continue
+        if int(parent) == os.getpid() or mark.encode() in marks.split(b":"):
             found[pid] = command
     return found
 
@@ -127,8 +132,10 @@ def take_away(mounts: list[Mount]) -> list[str]:
 class Guard:
     """The plugin that conftest.py registers."""
 
-    def __init__(self, config: pytest.Config) -> None:
+    def __init__(self, config: pytest.Config, patience: float = PATIENCE) -> None:
         self.config = config
+        self.patience = patience
+        self.lines: list[str] = []
         self.mark = f"{os.getpid()}-{time.time_ns()}"
         outer = os.environ.get(MARK)
         os.environ[MARK] = f"{outer}:{self.mark}" if outer else self.mark
@@ -150,7 +157,7 @@ class Guard:
         # Asking a factory that made nothing yet would make its directory.
         base = factory._basetemp if factory is not None else None
         lines = take_away(mounts_below(base)) if base is not None else []
-        left = wait_for_end(own_processes(self.mark), PATIENCE)
+        left = wait_for_end(own_processes(self.mark), self.patience)
         lines += [f"left running: {pid} {command}" for pid, command in left.items()]
         end(left)
         return lines

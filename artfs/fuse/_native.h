@@ -114,5 +114,6 @@ int job_read(uint64_t unique, const struct segment *segments, unsigned count, si
 int job_sync(uint64_t unique, const int *fds, unsigned count);
 void job_counters(uint64_t *queued, uint64_t *done); /* all jobs numbered <= done are finished */
 int job_sync_error(int clear);           /* errno of the first failed fdatasync since it was cleared; 0 */
-void job_drain(void);                    /* returns when every queued job is finished; call it without the GIL */
+/* Returns when every queued job is finished, or after 10 s; call it without the GIL. */
+void job_drain(void);
 #endif

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #define READERS 3
+#define DRAIN_SECONDS 10 /* a disk that hangs must not keep a mount from ending */
 
 struct job {
     struct job *next;            /* in its queue */
@@ -237,7 +238,10 @@ int job_sync_error(int clear) {
     return error;
 }
 void job_drain(void) {
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += DRAIN_SECONDS;
     pthread_mutex_lock(&mutex);
-    while (oldest) pthread_cond_wait(&finished, &mutex);
+    while (oldest && pthread_cond_timedwait(&finished, &mutex, &until) != ETIMEDOUT) { }
     pthread_mutex_unlock(&mutex);
 }

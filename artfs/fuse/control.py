@@ -23,10 +23,10 @@ from artfs.errors import ArtfsError, FsError
 from artfs.fuse.virtual import Numbers, VirtualTree, file, folder, later
 from artfs.meta import Checkpoint
 from artfs.volume.catalogue import Namespace
-from artfs.volume.inodes import ROOT
 from artfs.volume.node import Dentry, Node
 from artfs.volume.tree import Tree
 from artfs.volume.volume import Volume
+from artfs.volume.waiting import MustWait
 
 XATTR_PREFIX = b"user.artfs."
 IOCTLS = frozenset((CHECKPOINT, RESTORE, CLONE, DELETE))
@@ -72,6 +72,10 @@ class Control:
         if name == b".workspace" and is_blob:
             return None
         return self.meta_file(volume.namespace)
+
+    def folder(self, namespace: Namespace) -> Node | None:
+        """Its `.checkpoints`, if that has been looked at."""
+        return self._folders.get(int(namespace.serial))
 
     def forget(self, namespace: Namespace) -> None:
         """It is gone."""
@@ -156,6 +160,7 @@ class CheckpointsTree(VirtualTree):
     """`.checkpoints/` of one namespace: mkdir makes a checkpoint, rmdir deletes it, its entries are read-only trees."""
 
     read_only = False
+    lasting = True
 
     def __init__(self, control: Control, volume: Volume) -> None:
         self.control = control
@@ -174,27 +179,26 @@ class CheckpointsTree(VirtualTree):
     def _view(self, checkpoint: Checkpoint) -> Node:
         view = self.views.get(checkpoint.serial)
         if view is None:
-            later_views = self.views
-
-            async def work() -> Node:
-                tree = later_views[checkpoint.serial] = await self.volume.view(checkpoint.id)
-                return tree.root()
-
-            later(work)
+            raise MustWait(lambda: self._open([checkpoint]))
         return view.root()
 
+    async def _open(self, checkpoints: list[Checkpoint]) -> None:
+        for checkpoint in checkpoints:
+            self.views[checkpoint.serial] = await self.volume.view(checkpoint.id)
+
     def listing(self, folder: Node) -> list[tuple[bytes, Dentry]]:
+        closed = [c for c in self.volume.checkpoints() if c.serial not in self.views]
+        if closed:
+            raise MustWait(lambda: self._open(closed))
         return [
-            (os.fsencode(c.id), Dentry(c.serial, c.epoch + 2, DIR_TYPE)) for c in self.volume.checkpoints(all=True)
+            (os.fsencode(c.id), Dentry(c.serial, c.epoch + 2, DIR_TYPE)) for c in self.volume.checkpoints()
         ]
 
     def node(self, ino: int) -> Node:
-        for checkpoint in self.volume.tree.checkpoints:
-            if checkpoint.serial == ino:
-                if checkpoint.serial in self.views:
-                    return self.views[checkpoint.serial].root()
-                return Node(self.volume.tree, ROOT, checkpoint.serial << 32 | ROOT, 0o040755, 0, 0, 0, checkpoint.created)
-        raise FsError(errno.ENOENT)
+        """The root of the view with that serial."""
+        if ino not in self.views:
+            raise FsError(errno.ESTALE)
+        return self.views[ino].root()
 
     def mkdir(self, folder: Node, name: bytes, mode: int, uid: int, gid: int) -> Node:
         if any(c.name == os.fsdecode(name) for c in self.volume.tree.checkpoints):
@@ -203,8 +207,8 @@ class CheckpointsTree(VirtualTree):
         async def work() -> Node:
             checkpoint = await self.control._act(self.volume, CHECKPOINT, os.fsdecode(name), None)
             assert checkpoint is not None
-            tree = self.views[checkpoint.serial] = await self.volume.view(checkpoint.id)
-            return tree.root()
+            await self._open([checkpoint])
+            return self.views[checkpoint.serial].root()
 
         later(work)
 
@@ -212,8 +216,6 @@ class CheckpointsTree(VirtualTree):
         async def work() -> None:
             checkpoint = await self.control._act(self.volume, DELETE, os.fsdecode(name), None)
             assert checkpoint is not None
-            self.views.pop(checkpoint.serial, None)
+            self.views.pop(checkpoint.serial, None)  # nodes that are open go on until they are forgotten
 
         later(work)
-
-

@@ -15,16 +15,13 @@ import trio
 
 from artfs.errors import ArtfsError, FsError
 from artfs.fuse.native import Function, Native, Opcode
-from artfs.fuse.requests import Requests
+from artfs.fuse.requests import Caller, Requests
 from artfs.types import Access, Principal
 from artfs.volume.node import Node
 from artfs.volume.tree import Tree
 from artfs.volume.waiting import MustWait
 
 log = logging.getLogger(__name__)
-
-Caller = tuple[int, int, int]
-"""(uid, gid, pid) of a request."""
 
 FUNCTIONS: dict[Opcode, str] = {
     Opcode.LOOKUP: "lookup",
@@ -62,7 +59,9 @@ FUNCTIONS: dict[Opcode, str] = {
     Opcode.COPY_FILE_RANGE: "copy_file_range",
     Opcode.TMPFILE: "tmpfile",
 }
-NEVER_REFUSED = frozenset(("lookup", "forget", "nothing", "statfs", "read", "write", "fsync", "readdir", "readdirplus"))
+NEVER_REFUSED = frozenset(
+    ("lookup", "forget", "nothing", "statfs", "read", "write", "fsync", "readdir", "readdirplus")
+)
 """LOOKUP never refuses a name that another may have cached; what works on an open file was checked when it was opened
 (and its requests come from the kernel's writeback, for nobody)."""
 MUTATORS = frozenset(
@@ -83,6 +82,8 @@ MUTATORS = frozenset(
         "copy_file_range",
     )
 )
+WITH_CALLER = frozenset(("fallocate", "copy_file_range"))
+"""What the kernel leaves to us to decide by who asks: root's changes keep set-id bits."""
 SPECIAL = 0o010000, 0o020000, 0o060000, 0o140000
 """Types of inodes that a checked mount does not serve."""
 
@@ -109,6 +110,7 @@ class Guard:
         """`function` with the caller before its arguments."""
         refusable = name not in NEVER_REFUSED
         changes = name in MUTATORS
+        takes_caller = name in WITH_CALLER
 
         def guarded(caller: Caller, ino: int, *args: Any) -> Any:
             self.principal = self.resolve(caller) or Principal()
@@ -118,7 +120,7 @@ class Guard:
                     self._check(self.requests.node(args[1]), True)
             if self.checked and name == "mknod" and args[1] & 0o170000 in SPECIAL:
                 raise FsError(errno.EPERM)
-            return function(ino, *args)
+            return function(caller, ino, *args) if takes_caller else function(ino, *args)
 
         return guarded
 
@@ -152,7 +154,7 @@ class Dispatch:
         """Give the extension its functions.  `no_open`: opening needs no request."""
         assert self.native is not None
         for opcode, name in FUNCTIONS.items():
-            self.native.handler(opcode, self.functions[name], self.guard is not None)
+            self.native.handler(opcode, self.functions[name], self.guard is not None or name in WITH_CALLER)
         self.native.handler(Opcode.FORGET, self.requests.forget, False)
         if no_open:
             for opcode in (Opcode.OPEN, Opcode.OPENDIR, Opcode.FLUSH):
@@ -166,7 +168,9 @@ class Dispatch:
         self._tasks = tasks
 
     # native: a request that waits
-    def on_wait(self, unique: int, opcode: int, function: Function, args: tuple[Any, ...], must: BaseException) -> None:
+    def on_wait(
+        self, unique: int, opcode: int, function: Function, args: tuple[Any, ...], must: BaseException
+    ) -> None:
         assert self._tasks is not None
         assert isinstance(must, MustWait)
         scope = trio.CancelScope()
@@ -180,7 +184,13 @@ class Dispatch:
             scope.cancel()
 
     async def _finish(
-        self, unique: int, opcode: int, function: Function, args: tuple[Any, ...], must: MustWait, scope: trio.CancelScope
+        self,
+        unique: int,
+        opcode: int,
+        function: Function,
+        args: tuple[Any, ...],
+        must: MustWait,
+        scope: trio.CancelScope,
     ) -> None:
         result: Any = -errno.EINTR
         try:
@@ -217,7 +227,7 @@ class Dispatch:
             await self.requests.sync()
             return 0
         function = self.functions[name]
-        if self.guard is not None and name != "forget":
+        if self.guard is not None or name in WITH_CALLER:
             args = (caller, *args)
         try:
             return function(*args)
@@ -228,5 +238,3 @@ class Dispatch:
                 raise
             except ArtfsError as error:
                 raise FsError(error.errno) from error
-
-

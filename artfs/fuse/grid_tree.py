@@ -32,6 +32,7 @@ class GridTree(VirtualTree):
     mount."""
 
     read_only = False
+    lasting = True
 
     def __init__(
         self,
@@ -128,7 +129,8 @@ class GridTree(VirtualTree):
         else:
             return self._namespaces(place)
         return [
-            (os.fsencode(name), Dentry(ino, cookie, DIR)) for cookie, (name, ino) in enumerate(sorted(nodes.items()), 3)
+            (os.fsencode(name), Dentry(ino, cookie, DIR))
+            for cookie, (name, ino) in enumerate(sorted(nodes.items()), 3)
         ]
 
     def _namespaces(self, place: Place) -> list[tuple[bytes, Dentry]]:

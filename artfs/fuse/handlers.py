@@ -54,7 +54,10 @@ class Handlers(pyfuse3.Operations):
             self.requests.forget(ino, count)
 
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
-        return _entry(bytes(wire.ENTRY_HEAD) + (await self.ask("getattr", ctx, inode))[wire.ATTR_HEAD.size :], self.requests.valid)
+        return _entry(
+            bytes(wire.ENTRY_HEAD) + (await self.ask("getattr", ctx, inode))[wire.ATTR_HEAD.size :],
+            self.requests.valid,
+        )
 
     async def setattr(
         self, inode: int, attr: EntryAttributes, fields: Any, fh: int | None, ctx: RequestContext
@@ -135,7 +138,9 @@ class Handlers(pyfuse3.Operations):
     def _info(self, ino: int) -> FileInfo:
         flags = wire.OPEN.unpack(self.requests.opened(self.requests.node(ino)))[1]
         return FileInfo(
-            fh=ino, keep_cache=bool(flags & wire.FOPEN_KEEP_CACHE), direct_io=bool(flags & wire.FOPEN_DIRECT_IO)
+            fh=ino,
+            keep_cache=bool(flags & wire.FOPEN_KEEP_CACHE),
+            direct_io=bool(flags & wire.FOPEN_DIRECT_IO),
         )
 
     async def read(self, fh: int, off: int, size: int) -> bytes:

@@ -88,6 +88,7 @@ class Mount:
             descriptors=store.shard.sync_descriptors,
             flush=self._flush,
             sync=store.shard.sync,
+            stale_blocks=self._stale_blocks,
         )
         if options.checked or not options.principal.admin:
             self.guard = Guard(self.requests, self._resolve, self._permit, checked=options.checked)
@@ -110,7 +111,9 @@ class Mount:
             assert node is not None
             node = tree.lookup(node, os.fsencode(part))
             if node is None:
-                raise NotFoundError(f"{path} does not exist; `artfs ls {namespace.grid_path}` shows what does")
+                raise NotFoundError(
+                    f"{path} does not exist; `artfs ls {namespace.grid_path}` shows what does"
+                )
         assert node is not None
         return node
 
@@ -159,7 +162,7 @@ class Mount:
                 self._tasks = nursery
                 self.dispatch.start(nursery)
                 nursery.start_soon(self._announce, ready)
-                await pyfuse3.main()
+                await pyfuse3.main(max_tasks=1 if self.native is not None else 99)
                 nursery.cancel_scope.cancel()
         finally:
             self.store.surfaces.remove(self)
@@ -173,12 +176,17 @@ class Mount:
         try:
             pyfuse3.init(handlers, str(self.point), options)
         except RuntimeError as error:
-            raise ArtfsError(f"{self.point} cannot be mounted: {error}; `artfs doctor` says what is missing") from error
+            raise ArtfsError(
+                f"{self.point} cannot be mounted: {error}; `artfs doctor` says what is missing"
+            ) from error
 
     def _configure(self, bound: bool) -> None:
         assert self.native is not None
         settings = self.store.settings
-        clear = InitFlag.ATOMIC_O_TRUNC | InitFlag.POSIX_LOCKS | InitFlag.FLOCK_LOCKS | InitFlag.AUTO_INVAL_DATA
+        loop = trio.lowlevel.current_trio_token()
+        clear = (
+            InitFlag.ATOMIC_O_TRUNC | InitFlag.POSIX_LOCKS | InitFlag.FLOCK_LOCKS | InitFlag.AUTO_INVAL_DATA
+        )
         if not bound:
             clear &= ~(InitFlag.ATOMIC_O_TRUNC | InitFlag.AUTO_INVAL_DATA)
         self.native.configure(
@@ -200,11 +208,8 @@ class Mount:
             on_wait=self.dispatch.on_wait,
             on_interrupt=self.dispatch.on_interrupt,
             on_error=lambda error: log.error("a request failed", exc_info=error),
-            on_sync_error=lambda number: trio.from_thread.run_sync(
-                self.store.shard.sync_failed, number, trio_token=self._token
-            ),
+            on_sync_error=lambda number: loop.run_sync_soon(self.store.shard.sync_failed, number),
         )
-        self._token = trio.lowlevel.current_trio_token()
         self.dispatch.register(no_open=bound)
 
     async def _announce(self, ready: Callable[[], None]) -> None:
@@ -227,6 +232,12 @@ class Mount:
         if self.native is not None:
             with suppress(OSError):
                 await to_thread.run_sync(self.native.notify_inode, num, 0, UNTIL_CLOSED)
+
+    def _stale_blocks(self, num: int) -> None:
+        """On the loop, inside a request that holds the inode: attributes alone are dropped without waiting."""
+        if self.native is not None:
+            with suppress(OSError):
+                self.native.notify_inode(num, -1, 0)
 
     async def settle(self, volume: Volume) -> None:
         """See `Surface`: syncfs queues every dirty page, and when statfs is answered the queue before it was read."""
@@ -255,7 +266,8 @@ class Mount:
     async def gone(self, namespace: Namespace, nodes: list[Node]) -> None:
         held = [node.num for node in nodes if node.looks]
         views = [
-            node for node in list(self.requests.held.values())
+            node
+            for node in list(self.requests.held.values())
             if isinstance(node.tree, Tree) and node.tree.serial == namespace.serial
         ]
         for node in {*nodes, *views}:
@@ -267,9 +279,17 @@ class Mount:
         sandbox, folder = namespace.place
         parent = self.grid.at(sandbox, folder)
         names = [(parent.num, os.fsencode(namespace.entry))]
-        names += [(self.grid.at(sandbox).num, os.fsencode(folder)), (self.grid.at().num, os.fsencode(sandbox))]
+        names += [
+            (self.grid.at(sandbox).num, os.fsencode(folder)),
+            (self.grid.at().num, os.fsencode(sandbox)),
+        ]
         parents = [parent.num, self.grid.at(sandbox).num, self.grid.at().num]
         self._later(self._invalidate, names, [], parents)
+
+    async def checkpoint_changed(self, namespace: Namespace, checkpoint: Checkpoint) -> None:
+        folder = self.control.folder(namespace)
+        if folder is not None:
+            self._later(self._invalidate, [(folder.num, os.fsencode(checkpoint.id))], [], [folder.num])
 
     async def scope_ended(self, sandbox: str, folder: str) -> None:
         parent = self.grid.at(sandbox)
@@ -332,5 +352,3 @@ class Mount:
         if self.native is not None:
             found.update(self.native.stats())
         return found
-
-

@@ -156,7 +156,7 @@ class Native(Protocol):
         its caller was killed or interrupted; it still needs its reply. `on_error(exc)`: any other exception
         (its request got EIO); None: it goes to sys.unraisablehook. KeyboardInterrupt and SystemExit arrive
         there too. `on_sync_error(errno)`: the first failed fdatasync, called on the sync thread before the
-        failed requests are answered.
+        failed requests are answered; it must not wait for the loop, which may be waiting for this very job.
         """
 
     def handler(self, opcode: int, function: Function | None, with_caller: bool = ..., /) -> None:
@@ -203,7 +203,7 @@ class Native(Protocol):
         """errno of the first failed fdatasync, 0 if none. While it is set every sync is answered with EIO."""
 
     def close(self) -> None:
-        """Waits for the jobs and lets go of the session, as an unmount does. For `close(unmount=False)`."""
+        """Waits for the jobs (10 s at most) and lets go of the session, as an unmount does by itself."""
 
     def notify_inode(self, ino: int, off: int, length: int, /) -> bool:
         """The kernel drops attributes and pages [off, off + length) of an inode (off < 0: attributes only).

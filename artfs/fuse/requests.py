@@ -24,6 +24,8 @@ from artfs.volume.inodes import ROOT
 from artfs.volume.node import Node
 from artfs.volume.tree import Tree
 
+Caller = tuple[int, int, int]
+"""(uid, gid, pid) of a request."""
 Reply = bytes | int | tuple[int, ...] | list[int]
 CHECKPOINTS = b".checkpoints"
 META_FILES = (b"_meta.json", b".workspace")
@@ -46,6 +48,7 @@ class Requests:
         descriptors: Callable[[], list[int]],
         flush: Callable[[int], Any],
         sync: Callable[[], Awaitable[None]],
+        stale_blocks: Callable[[int], Any],
     ) -> None:
         self.held: dict[int, Node] = {1: root}
         self.root = root
@@ -56,6 +59,10 @@ class Requests:
         self.descriptors = descriptors
         self.flush = flush
         self.sync = sync
+        self.stale_blocks = stale_blocks
+        self.grown: set[int] = (
+            set()
+        )  # st_blocks unknown to the kernel, which asks after a close but not an fsync
         self.negative = wire.negative(valid)
         self.unknown = wire.negative(0)
         self.attr_head = wire.ATTR_HEAD.pack(valid, 0, 0)
@@ -70,7 +77,7 @@ class Requests:
         return node.entry or self.encode(node)
 
     def encode(self, node: Node) -> bytes:
-        reply = node.entry = wire.entry(node, self.valid if isinstance(node.tree, Tree) else 0)
+        reply = node.entry = wire.entry(node, self.valid if node.tree.lasting else 0)
         return reply
 
     def node(self, ino: int) -> Node:
@@ -86,6 +93,7 @@ class Requests:
             if node.looks <= 0:
                 node.looks = 0
                 del self.held[ino]
+                self.grown.discard(ino)
                 node.tree.rest(node)
         return 0
 
@@ -118,10 +126,19 @@ class Requests:
         if node.tree is DEAD:  # type: ignore[comparison-overlap]
             raise FsError(errno.ESTALE)
         reply = node.entry or self.encode(node)
-        return (self.attr_head if isinstance(node.tree, Tree) else self.no_attr_head) + reply[wire.ENTRY_HEAD :]
+        return (self.attr_head if node.tree.lasting else self.no_attr_head) + reply[wire.ENTRY_HEAD :]
 
     def setattr(
-        self, ino: int, valid: int, size: int, atime: int, mtime: int, ctime: int, mode: int, uid: int, gid: int
+        self,
+        ino: int,
+        valid: int,
+        size: int,
+        atime: int,
+        mtime: int,
+        ctime: int,
+        mode: int,
+        uid: int,
+        gid: int,
     ) -> bytes:
         node = self.held[ino]
         node.tree.setattr(node, valid, size, atime, mtime, ctime, mode, uid, gid)
@@ -215,9 +232,16 @@ class Requests:
 
     def write(self, ino: int, offset: int, data: bytes | memoryview, flags: int) -> int:
         node = self.held[ino]
-        return node.tree.write(node, offset, data, flags)
+        allocated = node.allocated
+        length = node.tree.write(node, offset, data, flags)
+        if node.allocated != allocated:
+            self.grown.add(ino)
+        return length
 
     def fsync(self, ino: int, datasync: int) -> list[int]:
+        if ino in self.grown:
+            self.grown.discard(ino)
+            self.stale_blocks(ino)
         return self.descriptors()
 
     def statfs(self, ino: int) -> bytes:
@@ -236,17 +260,19 @@ class Requests:
 
         later(work)
 
-    def fallocate(self, ino: int, mode: int, offset: int, length: int) -> int:
+    def fallocate(self, caller: Caller, ino: int, mode: int, offset: int, length: int) -> int:
         node = self.node(ino)
         space = os.statvfs(self.space())
-        node.tree.fallocate(node, mode, offset, length, space.f_bavail * space.f_frsize)
+        node.tree.fallocate(node, mode, offset, length, space.f_bavail * space.f_frsize, kill=caller[0] != 0)
         return 0
 
-    def copy_file_range(self, ino: int, start: int, out: int, offset: int, length: int, flags: int) -> int:
+    def copy_file_range(
+        self, caller: Caller, ino: int, start: int, out: int, offset: int, length: int, flags: int
+    ) -> int:
         source, target = self.node(ino), self.node(out)
         if source.tree is not target.tree:
             raise FsError(errno.EXDEV)
-        return source.tree.copy_range(source, start, target, offset, length)
+        return source.tree.copy_range(source, start, target, offset, length, kill=caller[0] != 0)
 
     def ioctl(self, ino: int, command: int, flags: int, data: bytes, out_size: int) -> bytes | int:
         if command in IOCTLS:

@@ -41,6 +41,8 @@ class VirtualTree:
 
     read_only = True
     number = 0
+    lasting = False
+    """The kernel may keep names and attributes: whoever changes them tells it."""
 
     def lookup(self, folder: Node, name: bytes) -> Node | None:
         raise FsError(errno.ENOTDIR)

@@ -79,5 +79,19 @@ def statfs(root: str, inodes: int) -> bytes:
     s = os.statvfs(root)
     free = 1 << 32
     return STATFS.pack(
-        s.f_blocks, s.f_bfree, s.f_bavail, inodes + free, free, s.f_frsize, 255, s.f_frsize, 0, 0, 0, 0, 0, 0, 0
+        s.f_blocks,
+        s.f_bfree,
+        s.f_bavail,
+        inodes + free,
+        free,
+        s.f_frsize,
+        255,
+        s.f_frsize,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
     )

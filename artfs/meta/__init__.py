@@ -112,8 +112,14 @@ class Engine(Protocol):
         """Keys whose value at `a` differs from that at `b` (None: the head), in order of keys; costs the rows born or
         died in between.  REQUIRES: a <= b."""
 
-    def clone(self, serial: Serial, at: Epoch | None, target: Serial, rows: Mapping[bytes, bytes | None],
-              records: Mapping[tuple[str, str], str | None]) -> None:
+    def clone(
+        self,
+        serial: Serial,
+        at: Epoch | None,
+        target: Serial,
+        rows: Mapping[bytes, bytes | None],
+        records: Mapping[tuple[str, str], str | None],
+    ) -> None:
         """Copy the versioned rows seen at `at` (None: the head) to the empty namespace `target`, born at epoch 1;
         then `rows` and `records`, in the same transaction."""
 

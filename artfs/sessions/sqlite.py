@@ -48,6 +48,9 @@ CREATE INDEX IF NOT EXISTS session_ended ON session (reaped) WHERE status != 'ac
 """
 SELECT = "SELECT id, sandbox, user, created, expires, last_accessed, metadata, status FROM session "
 PUT = "REPLACE INTO session VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)"
+EXPIRED = "WHERE status = 'active' AND expires <= ?"
+FORGOTTEN = "WHERE status != 'active' AND reaped <= ?"
+UNREAPED = "WHERE status != 'active' AND reaped IS NULL"
 ORDER = " ORDER BY created, sandbox, key"
 
 BUSY_MS = 5_000
@@ -200,12 +203,17 @@ class SqliteSessions:
             return self._put(replace(self._live(sandbox, id, now), status=Status.DELETED))
 
     def expire_due(self) -> Sequence[Session]:
-        with self._transaction() as now:
-            execute = self._writer.execute
-            execute("DELETE FROM session WHERE status != 'active' AND reaped <= ?", (now - rules.REMEMBERED,))
-            execute("UPDATE session SET status = 'expired' WHERE status = 'active' AND expires <= ?", (now,))
-            ended = execute(SELECT + "WHERE status != 'active' AND reaped IS NULL" + ORDER).fetchall()
-        return [self._session(row) for row in ended]
+        now = self._now()
+        expired, forgotten = (now,), (now - rules.REMEMBERED,)
+        # Most often nothing is due: that must not wait for the engine's transaction.
+        if self._read(
+            f"SELECT 1 FROM session {EXPIRED} UNION ALL SELECT 1 FROM session {FORGOTTEN} LIMIT 1",
+            expired + forgotten,
+        ):
+            with self._transaction():
+                self._writer.execute(f"DELETE FROM session {FORGOTTEN}", forgotten)
+                self._writer.execute(f"UPDATE session SET status = 'expired' {EXPIRED}", expired)
+        return [self._session(row) for row in self._read(SELECT + UNREAPED + ORDER)]
 
     def reaped(self, sandbox: str, id: str) -> None:
         with self._transaction() as now:

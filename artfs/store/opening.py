@@ -58,7 +58,7 @@ def _assemble(root: Path, settings: Settings) -> Store:
 @asynccontextmanager
 async def memory_store(settings: Settings | None = None) -> AsyncIterator[Store]:
     """A store that ends with this context."""
-    settings = settings or Settings()
+    settings = settings or Settings.model_validate({})
     shard = Shard(MemoryEngine(), NoJournal(), LocalObjects(None), settings)
     async with running(Store(None, shard, MemorySessions(), settings)) as store:
         yield store

@@ -60,6 +60,9 @@ class Surface(Protocol):
     async def grid_changed(self, namespace: Namespace) -> None:
         """Its place in the grid appeared, or is taken by another."""
 
+    async def checkpoint_changed(self, namespace: Namespace, checkpoint: Checkpoint) -> None:
+        """It was made, or deleted."""
+
     async def scope_ended(self, sandbox: str, folder: str) -> None:
         """A session is over: its directory is no more."""
 
@@ -103,7 +106,9 @@ class Store:
         if name is not None:
             check_namespace_name(name)
         if ttl is not None and ttl <= 0:
-            raise InvalidError(f"a time to live must be more than 0 seconds, not {ttl}; leave it out for none")
+            raise InvalidError(
+                f"a time to live must be more than 0 seconds, not {ttl}; leave it out for none"
+            )
         if scope is Scope.SESSION:
             assert owner is not None
             self.session(sandbox, owner)
@@ -243,7 +248,9 @@ class Store:
     ) -> Checkpoint:
         """Of everything that was written before this call, through whatever door."""
         await self._settle(volume)
-        return await volume.checkpoint(name, description, labels)
+        checkpoint = await volume.checkpoint(name, description, labels)
+        await self._tell_checkpoint(volume.namespace, checkpoint)
+        return checkpoint
 
     async def restore(self, volume: Volume, name: str) -> Checkpoint:
         """Returns the safety checkpoint that was taken first."""
@@ -256,8 +263,7 @@ class Store:
 
     async def delete_checkpoint(self, volume: Volume, name: str) -> Checkpoint:
         checkpoint = await volume.delete_checkpoint(name)
-        if self.surfaces:
-            await self._tell_grid(volume.namespace)
+        await self._tell_checkpoint(volume.namespace, checkpoint)
         return checkpoint
 
     async def _settle(self, volume: Volume) -> None:
@@ -311,7 +317,11 @@ class Store:
             raise DeniedError(f"{namespace.grid_path}: access denied; act as its owner, or as an admin")
 
     def sandboxes(self) -> set[str]:
-        return {self.settings.sandbox, *self.catalogue.sandboxes(), *(session.sandbox for session in self.sessions.list())}
+        return {
+            self.settings.sandbox,
+            *self.catalogue.sandboxes(),
+            *(session.sandbox for session in self.sessions.list()),
+        }
 
     def folders(self, sandbox: str) -> set[tuple[Scope, str | None]]:
         """The scopes of a sandbox that hold something, and its live sessions."""
@@ -360,6 +370,10 @@ class Store:
     async def _tell_grid(self, namespace: Namespace) -> None:
         for surface in self.surfaces:
             await surface.grid_changed(namespace)
+
+    async def _tell_checkpoint(self, namespace: Namespace, checkpoint: Checkpoint) -> None:
+        for surface in self.surfaces:
+            await surface.checkpoint_changed(namespace, checkpoint)
 
     async def _tell_gone(self, namespace: Namespace, nodes: list[Node]) -> None:
         for surface in self.surfaces:

@@ -23,7 +23,16 @@ META = b"user.artfs.meta"
 
 class Attributes(Data):
     def setattr(
-        self, node: Node, valid: int, size: int, atime: int, mtime: int, ctime: int, mode: int, uid: int, gid: int
+        self,
+        node: Node,
+        valid: int,
+        size: int,
+        atime: int,
+        mtime: int,
+        ctime: int,
+        mode: int,
+        uid: int,
+        gid: int,
     ) -> None:
         """`valid` says which of the others count.  Errors: FsError EISDIR, EINVAL, EFBIG."""
         if valid & SIZE:
@@ -84,6 +93,8 @@ class Attributes(Data):
         """Errors: FsError EOPNOTSUPP (a space that is not kept), ERANGE, E2BIG, EEXIST, ENODATA, EINVAL."""
         if not name.startswith(XATTR_SPACES):
             raise FsError(errno.EOPNOTSUPP)
+        if name in XATTR_SPACES:
+            raise FsError(errno.EINVAL)
         if len(name) > XATTR_NAME_MAX:
             raise FsError(errno.ERANGE)
         if len(value) > XATTR_SIZE_MAX:
@@ -120,5 +131,3 @@ def _check_own(name: bytes, value: bytes) -> None:
         raise FsError(errno.EINVAL) from None
     if not isinstance(document, dict):
         raise FsError(errno.EINVAL)
-
-

@@ -198,10 +198,17 @@ class Data(Inodes):
             if at < high:
                 self._put(node, index, at, high, None, 0)
 
-    def fallocate(self, node: Node, mode: int, offset: int, length: int, space: int = MAX_SIZE) -> None:
+    def fallocate(
+        self, node: Node, mode: int, offset: int, length: int, space: int = MAX_SIZE, *, kill: bool = False
+    ) -> None:
         """fallocate(2) without COLLAPSE, INSERT and UNSHARE.  Allocated zeros are counted, not reserved on the disk;
-        more than `space` bytes are refused.  Errors: FsError EOPNOTSUPP, EINVAL, EFBIG, ENOSPC."""
-        if mode & ~(KEEP_SIZE | PUNCH_HOLE | ZERO_RANGE) or mode & PUNCH_HOLE and mode != PUNCH_HOLE | KEEP_SIZE:
+        more than `space` bytes are refused.  `kill`: the caller's changes clear set-id bits.
+        Errors: FsError EOPNOTSUPP, EINVAL, EFBIG, ENOSPC."""
+        if (
+            mode & ~(KEEP_SIZE | PUNCH_HOLE | ZERO_RANGE)
+            or mode & PUNCH_HOLE
+            and mode != PUNCH_HOLE | KEEP_SIZE
+        ):
             raise FsError(errno.EOPNOTSUPP)
         if offset < 0 or length <= 0:
             raise FsError(errno.EINVAL)
@@ -215,7 +222,10 @@ class Data(Inodes):
         if not mode & KEEP_SIZE:
             node.size = max(node.size, end)
         node.mtime = node.ctime = time
-        self.log(ZERO.pack(b"Z", node.ino, offset, end, kind) + self.save(node))
+        entries = ZERO.pack(b"Z", node.ino, offset, end, kind)
+        if kill:
+            entries += self.kill_privileges(node)
+        self.log(entries + self.save(node))
 
     def _shape(self, node: Node, start: int, end: int, kind: int) -> None:
         if kind:
@@ -224,11 +234,15 @@ class Data(Inodes):
             self._clear(node, start, end)
 
     # sharing
-    def copy_range(self, source: Node, start: int, target: Node, offset: int, length: int) -> int:
+    def copy_range(
+        self, source: Node, start: int, target: Node, offset: int, length: int, *, kill: bool = False
+    ) -> int:
         """copy_file_range(2) without copying: the target's blocks name the source's chunks.  Returns how many bytes.
         Errors: FsError EISDIR, EINVAL, EFBIG."""
         if not source.is_file or not target.is_file:
-            raise FsError(errno.EISDIR if source.kids is not None or target.kids is not None else errno.EINVAL)
+            raise FsError(
+                errno.EISDIR if source.kids is not None or target.kids is not None else errno.EINVAL
+            )
         length = min(length, SHARE_LIMIT, max(source.size - start, 0))
         if length <= 0:
             return 0
@@ -239,7 +253,7 @@ class Data(Inodes):
         self._share(source, start, target, offset, length)
         target.size = max(target.size, offset + length)
         target.mtime = target.ctime = time
-        entries = self.kill_privileges(target) if target.mode & 0o6000 else b""
+        entries = self.kill_privileges(target) if kill else b""
         entries += SHARE.pack(b"C", source.ino, start, target.ino, offset, length)
         self.log(entries + self.save(target))
         return length
@@ -279,7 +293,7 @@ class Data(Inodes):
             for part in parts:
                 segments += part
             return tuple(segments)
-        return b"".join([_bytes(part) if part.__class__ is tuple else part for part in parts])  # type: ignore[arg-type,misc]
+        return b"".join([_bytes(part) if part.__class__ is tuple else part for part in parts])  # type: ignore[arg-type]
 
     def _segment(self, chunk: Chunk, skip: int, count: int) -> tuple[int, int, int]:
         if not chunk.verified:

@@ -63,7 +63,13 @@ class Inodes(RowSet):
     view.  `orphans`: inodes without a name, with the batch in which they lost it.  `gate` holds changes up while a restore runs; `locked` says that a change must look at `_refuse` first."""
 
     def __init__(
-        self, owner: Owner, serial: Serial, block_size: int, *, at: Epoch | None = None, number: int | None = None
+        self,
+        owner: Owner,
+        serial: Serial,
+        block_size: int,
+        *,
+        at: Epoch | None = None,
+        number: int | None = None,
     ) -> None:
         super().__init__(owner.engine, serial, at)
         self.owner = owner

@@ -35,7 +35,9 @@ def replay(shard: Shard, journal: J.Journal) -> int:
         tree = shard.trees.get(Serial(serial)) or shard._open(namespace)
         entries = list(J.entries(body))
         if not all(_has_bytes(shard, body, kind, start) for kind, start, _ in entries):
-            log.warning("the journal names bytes that did not reach the disk; replay ends after %d records", count)
+            log.warning(
+                "the journal names bytes that did not reach the disk; replay ends after %d records", count
+            )
             break
         for kind, start, _ in entries:
             _apply(shard, tree, kind, body, start, data)
@@ -52,7 +54,7 @@ def _has_bytes(shard: Shard, body: bytes, kind: bytes, start: int) -> bool:
         data = os.pread(shard.objects.descriptor(number), length, offset)
     except (ArtfsError, OSError):
         return False
-    return len(data) == length and xxh3_128_digest(data) == digest
+    return bool(len(data) == length and xxh3_128_digest(data) == digest)
 
 
 def _apply(shard: Shard, tree: Tree, kind: bytes, body: bytes, at: int, data: bytes) -> None:

@@ -67,7 +67,8 @@ def seal(
         groups += [part for part in plan if isinstance(part, _Group)]
     _append(objects, serial, groups, sealed)
     done = {
-        key: [part.sealed() if isinstance(part, _Group) else part for part in plan] for key, plan in plans.items()
+        key: [part.sealed() if isinstance(part, _Group) else part for part in plan]
+        for key, plan in plans.items()
     }
     return {key: pack_block(block) or None for key, block in done.items()}, done
 

@@ -203,7 +203,7 @@ class Shard:
             self._started -= 1
             self.changed |= trees
             self.catalogue.records = records | self.catalogue.records
-            if isinstance(error, OSError) and not isinstance(error, ArtfsError):
+            if type(error) is OSError:
                 error = _translated(error)
             self.trouble = error if isinstance(error, Exception) else None
             if isinstance(error, DamagedError):
@@ -281,7 +281,11 @@ class Shard:
 
     def sync_failed(self, number: int) -> None:
         """The disk may have dropped what it was told to keep: no promise can be made any more."""
-        self.damaged(UnavailableError(f"fsync of the store failed: {os.strerror(number)}; check the disk, then remount"))
+        self.damaged(
+            UnavailableError(
+                f"fsync of the store failed: {os.strerror(number)}; check the disk, then remount"
+            )
+        )
 
     def statistics(self) -> ShardStatistics:
         return ShardStatistics(

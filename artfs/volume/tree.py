@@ -35,10 +35,17 @@ class Tree(Attributes):
     epochs, those that are not committed yet included."""
 
     def __init__(
-        self, owner: Owner, serial: Serial, block_size: int, *, at: Epoch | None = None, number: int | None = None
+        self,
+        owner: Owner,
+        serial: Serial,
+        block_size: int,
+        *,
+        at: Epoch | None = None,
+        number: int | None = None,
     ) -> None:
         super().__init__(owner, serial, block_size, at=at, number=number)
         self.blob = False
+        self.lasting = True
         self.checkpoints = self.engine.checkpoints(serial) if at is None else []
 
     def make_root(self, mode: int, uid: int, gid: int) -> None:

@@ -84,7 +84,9 @@ class Volume:
 
     def _checkpoint(self, name: str, description: str, labels: dict[str, Any]) -> Checkpoint:
         if len(json.dumps(labels)) > LABELS_MAX:
-            raise InvalidError(f"the labels of a checkpoint may have {LABELS_MAX} bytes of JSON; shorten them")
+            raise InvalidError(
+                f"the labels of a checkpoint may have {LABELS_MAX} bytes of JSON; shorten them"
+            )
         self.tree.begin(frees=True)
         return self._pin(name, description, labels)
 
@@ -114,7 +116,9 @@ class Volume:
     async def label(self, name: str, labels: Mapping[str, Any]) -> Checkpoint:
         """Replace a checkpoint's labels.  Errors: NotFoundError, InvalidError."""
         if len(json.dumps(dict(labels))) > LABELS_MAX:
-            raise InvalidError(f"the labels of a checkpoint may have {LABELS_MAX} bytes of JSON; shorten them")
+            raise InvalidError(
+                f"the labels of a checkpoint may have {LABELS_MAX} bytes of JSON; shorten them"
+            )
         await self.shard.commit()
         old = self.find(name)
         new = replace(old, labels=dict(labels))
@@ -185,7 +189,9 @@ class Volume:
         tree = self.tree
         void = {ino for ino, value in touched.items() if value is None or _is_file(value)}
         for folder in [node for node in tree.nodes.values() if node.kids]:
-            restored.names += [(folder, name) for name, entry in (folder.kids or {}).items() if entry.ino in void]
+            restored.names += [
+                (folder, name) for name, entry in (folder.kids or {}).items() if entry.ino in void
+            ]
         for key in dentries:
             parent = tree.nodes.get(U64.unpack_from(key, 1)[0])
             if parent is not None and parent.kids is not None:
@@ -245,7 +251,7 @@ class Volume:
         if second is not None and second.epoch < first.epoch:
             found = await self._engine(difference, engine, self.tree.serial, second.epoch, first.epoch)
             return [item.reversed() for item in found]
-        return await self._engine(
+        return await self._engine(  # type: ignore[no-any-return]
             difference, engine, self.tree.serial, first.epoch, second.epoch if second else None
         )
 
@@ -302,5 +308,3 @@ async def _thread(call: Any, *args: Any) -> Any:
 
 def _is_file(value: bytes) -> bool:
     return S_IFMT(INODE.unpack_from(value)[0]) == S_IFREG
-
-

@@ -7,6 +7,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
@@ -22,7 +23,8 @@ from artfs.errors import (
 )
 from artfs.meta import Batch, Change, Checkpoint, Engine
 from artfs.meta.memory import MemoryEngine
-from artfs.meta.sqlite import WAL_LIMIT, SqliteEngine
+from artfs.meta.sqlite import SqliteEngine
+from artfs.meta.sqlite.database import WAL_LIMIT
 from artfs.types import Epoch, Serial
 
 NS, OTHER = Serial(1), Serial(2)
@@ -323,6 +325,46 @@ def test_everything_is_there_after_reopening(tmp_path: Path) -> None:
     engine.close()
 
 
+def test_a_commit_waits_for_the_disk(tmp_path: Path) -> None:
+    """A file system in between counts what sqlite has synced when the call returns."""
+    synced: list[str] = []
+
+    class Counting(apsw.VFS):
+        def __init__(self) -> None:
+            super().__init__("counting", "", makedefault=True)
+
+        def xOpen(self, name: Any, flags: list[int]) -> apsw.VFSFile:
+            return CountingFile(name, flags)
+
+    class CountingFile(apsw.VFSFile):
+        def __init__(self, name: Any, flags: list[int]) -> None:
+            self.name = name.filename() if isinstance(name, apsw.URIFilename) else str(name)
+            super().__init__("unix", name, flags)
+
+        def xSync(self, flags: int) -> None:
+            synced.append(self.name)
+            super().xSync(flags)
+
+    vfs = Counting()
+    try:
+        engine = SqliteEngine(tmp_path / "meta.db")
+        calls: list[Callable[[], None]] = [
+            lambda: put(engine, 1, {b"A": b"1"}, pin=True),
+            lambda: engine.restore(NS, Epoch(1), Epoch(2), {b"A": b"2"}),
+            lambda: engine.delete_checkpoint(NS, Epoch(1)),
+            lambda: engine.clone(NS, None, OTHER, {}, {}),
+            lambda: engine.destroy(NS),
+            lambda: engine.commit([], {("k", "i"): "d"}),
+        ]
+        for call in calls:
+            synced.clear()
+            call()
+            assert any(name.endswith("meta.db-wal") for name in synced)
+        engine.close()
+    finally:
+        vfs.unregister()
+
+
 def test_the_wal_stays_bounded(tmp_path: Path) -> None:
     engine = SqliteEngine(tmp_path / "meta.db")
     value = os.urandom(500)
@@ -410,7 +452,7 @@ def test_check_names_what_breaks_an_invariant(tmp_path: Path) -> None:
 def test_another_writer_that_does_not_end_is_unavailable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("artfs.meta.sqlite.BUSY_MS", 50)
+    monkeypatch.setattr("artfs.meta.sqlite.database.BUSY_MS", 50)
     engine = SqliteEngine(tmp_path / "meta.db")
     raw = apsw.Connection(str(tmp_path / "meta.db"))
     raw.execute("BEGIN IMMEDIATE")

@@ -292,6 +292,7 @@ def test_the_engine_s_transactions_are_waited_for(database: Path, clock: Clock) 
     engine = apsw.Connection(str(database))
     engine.execute("BEGIN IMMEDIATE")
     assert store.get("web", made.id) == made
+    assert (store.list(), store.expire_due(), store.next_expiry()) == ([made], [], made.expires_ns)
     calls: list[Callable[[], object]] = [
         lambda: store.validate("web", made.id),
         lambda: store.create("web", ttl_seconds=1),

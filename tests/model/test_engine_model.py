@@ -1,7 +1,7 @@
 """Random histories of two namespaces, and of what is cloned from them, against a dict for each checkpoint.
 
-The reference is the definition of correct: a namespace is a dict of versioned rows and one of plain rows, a
-checkpoint a copy of the first.  After every step each view of the engine equals it, and `check` finds nothing.
+The reference is the definition of correct: a namespace is a dict of versioned rows and one of plain rows,
+and a checkpoint is a copy of the first.  After every step each view equals it, and `check` finds nothing.
 """
 
 from __future__ import annotations

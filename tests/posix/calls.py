@@ -80,9 +80,7 @@ def linkat_fd(fd: int, new: Name) -> None:
     _check(_libc.linkat(AT_FDCWD, old, AT_FDCWD, os.fsencode(new), AT_SYMLINK_FOLLOW), new)
 
 
-def utimensat(
-    path: Name, atime: tuple[int, int], mtime: tuple[int, int], *, follow: bool = True
-) -> None:
+def utimensat(path: Name, atime: tuple[int, int], mtime: tuple[int, int], *, follow: bool = True) -> None:
     """utimensat(2); a time is (seconds, nanoseconds), nanoseconds may be UTIME_NOW or UTIME_OMIT."""
     times = (_Timespec * 2)(_Timespec(*atime), _Timespec(*mtime))
     flags = 0 if follow else AT_SYMLINK_NOFOLLOW

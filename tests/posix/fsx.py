@@ -183,7 +183,10 @@ class Fsx:
         offset, length = self.span(len(self.model))
         self.note(f"map_read {offset:#x} {length:#x}")
         with mmap.mmap(self.fd, len(self.model), prot=mmap.PROT_READ) as mapped:
-            self.expect(mapped[offset : offset + length] == self.model[offset : offset + length], "mapped bytes differ")
+            self.expect(
+                mapped[offset : offset + length] == self.model[offset : offset + length],
+                "mapped bytes differ",
+            )
 
     def map_write(self) -> None:
         offset, length = self.span(len(self.model) + 10_000)

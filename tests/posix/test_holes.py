@@ -174,7 +174,13 @@ def test_copy_file_range(fd: int, synced: bool) -> None:
     os.pwrite(fd, source[3 * MIB :], 3 * MIB)
     target = os.open("g", os.O_RDWR | os.O_CREAT)
     model = bytearray()
-    cases = [(0, 0, 5 * MIB + 77), (MIB, 2 * MIB, MIB), (7, 4 * MIB + 3, 123_456), (3 * MIB, 0, 2 * MIB), (0, 6 * MIB, 10)]
+    cases = [
+        (0, 0, 5 * MIB + 77),
+        (MIB, 2 * MIB, MIB),
+        (7, 4 * MIB + 3, 123_456),
+        (3 * MIB, 0, 2 * MIB),
+        (0, 6 * MIB, 10),
+    ]
     for start, to, length in cases:
         if synced:
             os.fsync(fd)

@@ -189,14 +189,15 @@ def test_sticky_directory() -> None:
     os.chown("tmp/dir", ALICE.uid, ALICE.gid)
     os.chmod("tmp/dir", 0o777)
     _owned("tmp/bobs", BOB, 0o666)
-    for call, args in [
+    refused: list[tuple[Callable[..., None], tuple[str, ...]]] = [
         (os.unlink, ("tmp/a",)),
         (os.rmdir, ("tmp/dir",)),
         (os.rename, ("tmp/a", "tmp/x")),
         (os.rename, ("tmp/a", "open/x")),
         (os.rename, ("tmp/bobs", "tmp/victim")),
         (os.rename, ("tmp/dir", "open/dir")),
-    ]:
+    ]
+    for call, args in refused:
         assert result_as(BOB, call, *args) == "EPERM", args
     assert result_as(BOB, os.open, "tmp/a", os.O_WRONLY) == "ok"
     assert result_as(ALICE, os.unlink, "tmp/a") == "ok"

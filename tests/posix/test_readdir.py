@@ -91,9 +91,9 @@ def test_types_and_inode_numbers() -> None:
         entries = {os.fsdecode(name): (number, kind) for name, number, kind in stream}
     assert entries["."][0] == os.stat(".").st_ino
     for name in ("file", "dir", "symlink", "fifo", "socket"):
-        number, kind = entries[name]
+        number, d_type = entries[name]
         assert number == os.lstat(name).st_ino
-        assert kind in (0, stat.S_IFMT(os.lstat(name).st_mode) >> 12)
+        assert d_type in (0, stat.S_IFMT(os.lstat(name).st_mode) >> 12)
     with os.scandir(".") as entries_of_python:
         for entry in entries_of_python:
             assert entry.is_dir() == (entry.name == "dir")
@@ -108,7 +108,10 @@ def test_changes_are_listed_at_once() -> None:
         os.unlink("d/entry-000000")
         os.rename("d/entry-000001", "d/renamed")
         stream.seek(0)  # what rewinddir does, except for its cookie: listings below use a new stream
-    expected = {name.decode() for name in _names(10)} - {"entry-000000", "entry-000001"} | {"added", "renamed"}
+    expected = {name.decode() for name in _names(10)} - {"entry-000000", "entry-000001"} | {
+        "added",
+        "renamed",
+    }
     assert set(os.listdir("d")) == expected
 
 

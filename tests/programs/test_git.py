@@ -18,7 +18,9 @@ IDENTITY = {
 
 
 def _git(where: Path, *words: str) -> str:
-    return run("git", "-c", "init.defaultBranch=main", "-c", "safe.directory=*", *words, cwd=where, env=IDENTITY)
+    return run(
+        "git", "-c", "init.defaultBranch=main", "-c", "safe.directory=*", *words, cwd=where, env=IDENTITY
+    )
 
 
 @pytest.fixture
@@ -56,11 +58,11 @@ def test_history_and_checkout(repository: Path) -> None:
     _is_sound(repository)
     assert _git(repository, "rev-list", "--count", "HEAD").strip() == "3"
     trees = {}
-    for commit in ("HEAD~2", "HEAD~1", "HEAD", "HEAD~2", "main"):
+    for commit in ("main~2", "main~1", "main", "main~2", "main~0"):
         _git(repository, "checkout", "-q", commit)
         _is_sound(repository)
         trees[commit] = sorted(str(path.relative_to(repository)) for path in repository.glob("[!.]*/*"))
-    assert trees["main"] == trees["HEAD"] != trees["HEAD~2"]
+    assert trees["main"] == trees["main~0"] != trees["main~2"]
     assert run(repository / "tool") == "works\n"
 
 

@@ -44,12 +44,21 @@ STRESSORS = [
 
 @pytest.mark.parametrize("group", range(4))
 def test_stress_ng(mnt: Path, group: int) -> None:
-    """Each stressor runs for one second, verifying what it does, several at once."""
+    """Each stressor runs for two seconds and verifies what it does, several at once."""
     need("stress-ng")
     words: list[str] = []
     for name in STRESSORS[group::4]:
         words += [f"--{name}", "1"]
-    sizes = ("--hdd-bytes", "16m", "--iomix-bytes", "16m", "--fallocate-bytes", "16m", "--copy-file-bytes", "16m")
+    sizes = (
+        "--hdd-bytes",
+        "16m",
+        "--iomix-bytes",
+        "16m",
+        "--fallocate-bytes",
+        "16m",
+        "--copy-file-bytes",
+        "128m",
+    )
     printed = run("stress-ng", "--temp-path", mnt, "--timeout", "2", "--verify", *sizes, *words)
     assert "fail:" not in printed
 

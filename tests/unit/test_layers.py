@@ -1,4 +1,4 @@
-"""The layers of docs/architecture.md, held: a module imports only what lies below it; some libraries have one home.
+"""The layers of docs/architecture.md, held: a module imports only what lies below it; libraries have a home.
 
 `violations` decides from a module's name and text alone, so that the rules are tested with made-up modules.
 """

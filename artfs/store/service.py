@@ -1,0 +1,322 @@
+"""The calls that programs make on a store, from the process that owns it or from any other on this host.
+
+`connect` opens the store when it is free, and serves its socket to others meanwhile; else it becomes a client of the
+process that owns it (see `artfs.store.socket`).  Either way the caller sees one interface, `Caller`.
+
+Arguments and results are JSON values, or bytes.  Paths are grid paths in any spelling; where a namespace is meant, its
+id will do.  Times are nanoseconds since 1970.  Callers are the owner of the store: nothing is refused to them.
+
+A call that changes something is not cancelled half-way: it ends, whatever becomes of its caller.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
+from time import monotonic
+from typing import Any, Protocol
+
+import anyio
+from anyio import to_thread
+
+from artfs.errors import BusyError, InvalidError, UnavailableError
+from artfs.grid import GridPath, parse_path, scope_dir
+from artfs.meta import Checkpoint
+from artfs.sessions import Session
+from artfs.settings import FORMAT
+from artfs.store.file_calls import FileCalls
+from artfs.store.opening import open_store
+from artfs.store.socket import Client, serve
+from artfs.store.store import Store
+from artfs.types import NamespaceType, Scope
+from artfs.volume.catalogue import Namespace
+from artfs.volume.volume import Volume
+
+PATIENCE = 5.0
+"""Seconds to wait for an owner that is starting, or about to end."""
+LINGER = 5.0
+"""Seconds for which an owner that wants to end waits for those that it serves."""
+RETRY = 0.05
+HOUR = 3600.0
+FREE = frozenset({"fs_list", "fs_stat", "fs_read", "fs_copy", "du", "checkpoint_diff"})
+"""Calls that may be cancelled; what they began they take back."""
+METHODS = ("session_", "ns_", "checkpoint_", "fs_", "du", "status", "stats")
+
+
+class Caller(Protocol):
+    """How to call a store, wherever it is.  Errors: ArtfsError; UnavailableError if its owner has gone, BusyError if it
+    does not answer."""
+
+    async def call(self, method: str, /, **arguments: Any) -> Any: ...
+
+
+@asynccontextmanager
+async def connect(root: Path, role: str) -> AsyncIterator[Caller]:
+    """A caller of the store at `root`; `role` is what others are told about this process while it owns the store.
+    Errors: NotFoundError, BusyError, FormatError, DamagedError, NoSpaceError, InvalidError, DeniedError."""
+    failure: Exception | None = None
+    async with AsyncExitStack() as stack:
+        caller = await _enter(stack, root, role)
+        try:
+            yield caller
+        except Exception as error:  # not through the task groups, which would wrap it
+            failure = error
+    if failure is not None:
+        raise failure
+
+
+async def _enter(stack: AsyncExitStack, root: Path, role: str) -> Caller:
+    limit = monotonic() + PATIENCE
+    while True:
+        try:
+            store = await stack.enter_async_context(open_store(root, role))
+            break
+        except BusyError:
+            client = await Client.connect(root)
+            if client is not None:
+                stack.push_async_callback(client.aclose)
+                return client
+            if monotonic() > limit:
+                raise
+            await anyio.sleep(RETRY)
+    await stack.enter_async_context(serving(store, role))
+    service = Service(store, role)
+    stack.push_async_callback(service.aclose)
+    return service
+
+
+@asynccontextmanager
+async def serving(store: Store, role: str, linger: float = LINGER) -> AsyncIterator[None]:
+    """Serve the store's socket meanwhile; at the end those that are connected have `linger` seconds to finish."""
+    if store.root is None:
+        yield
+        return
+    async with anyio.create_task_group() as tasks:
+        server = await tasks.start(serve, store.root, lambda: Service(store, role))
+        try:
+            yield
+        finally:
+            with anyio.CancelScope(shield=True):
+                await server.drain(linger)
+            tasks.cancel_scope.cancel()
+
+
+class Service(FileCalls):
+    """The calls of one client: what it has begun to write ends with it (`aclose`)."""
+
+    def __init__(self, store: Store, role: str = "") -> None:
+        super().__init__(store)
+        self.role = role
+
+    async def call(self, method: str, /, **arguments: Any) -> Any:
+        """Errors: InvalidError for an unknown method or argument; ArtfsError as the method."""
+        function = getattr(self, method, None) if method.startswith(METHODS) else None
+        if function is None:
+            raise InvalidError(f"there is no call {method!r}; this artfs may be newer than the store's owner")
+        try:
+            inspect.signature(function).bind(**arguments)
+        except TypeError as error:
+            raise InvalidError(f"{method}: {error}") from None
+        with anyio.CancelScope(shield=method not in FREE):
+            return await function(**arguments)
+
+    # sessions
+    async def session_create(
+        self,
+        sandbox: str | None = None,
+        user: str | None = None,
+        ttl_seconds: float | None = None,
+        id: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        settings = self.store.settings
+        ttl = settings.session_ttl_hours * HOUR if ttl_seconds is None else ttl_seconds
+
+        def work() -> Session:
+            return self.store.sessions.create(
+                sandbox or settings.sandbox, user, ttl_seconds=ttl, id=id, metadata=metadata
+            )
+
+        return _session(await to_thread.run_sync(work))
+
+    async def session_list(self, sandbox: str | None = None) -> list[dict[str, Any]]:
+        return [_session(session) for session in self.store.sessions.list(sandbox)]
+
+    async def session_info(self, id: str, sandbox: str | None = None) -> dict[str, Any]:
+        return _session(self.store.sessions.get(sandbox or self.store.settings.sandbox, id))
+
+    async def session_extend(self, id: str, seconds: float, sandbox: str | None = None) -> dict[str, Any]:
+        place = sandbox or self.store.settings.sandbox
+        return _session(await to_thread.run_sync(self.store.sessions.extend, place, id, seconds))
+
+    async def session_delete(self, id: str, sandbox: str | None = None) -> dict[str, Any]:
+        """Returns the session as it was."""
+        place = sandbox or self.store.settings.sandbox
+        session = self.store.sessions.get(place, id)
+        await self.store.delete_session(place, id)
+        return _session(session)
+
+    # namespaces
+    async def ns_create(
+        self,
+        path: str,
+        type: str = "workspace",
+        ttl_seconds: float | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        place = parse_path(path)
+        if place.sandbox is None or place.scope is None or place.path:
+            raise InvalidError(
+                f"{path!r} is no place for a namespace; use SANDBOX/SCOPE/NAME, or SANDBOX/SCOPE"
+            )
+        if type not in tuple(NamespaceType):
+            raise InvalidError(f"there is no type {type!r} of namespaces; use {' or '.join(NamespaceType)}")
+        namespace = await self.store.create_namespace(
+            place.sandbox,
+            place.scope,
+            place.owner,
+            place.namespace,
+            type=NamespaceType(type),
+            ttl=ttl_seconds,
+            metadata=metadata,
+        )
+        return self.store.describe(namespace)
+
+    async def ns_list(self, path: str = "grid", trash: bool = False) -> list[dict[str, Any]]:
+        """In order of grid paths.  Those in the trash have `trashed`, when they were put there."""
+        found = [self._described(namespace) for namespace in self._below(parse_path(path), trash)]
+        return sorted(found, key=lambda item: (item["grid_path"], item["id"]))
+
+    async def ns_info(self, path: str) -> dict[str, Any]:
+        return self.store.describe(self._namespace(path))
+
+    async def ns_rename(self, path: str, name: str) -> dict[str, Any]:
+        renamed = await self.store.rename_namespace(self._namespace(path, exact=True), name)
+        return self.store.describe(renamed)
+
+    async def ns_clone(self, path: str, name: str, checkpoint: str | None = None) -> dict[str, Any]:
+        volume = self.store.volume(self._namespace(path, exact=True))
+        return self.store.describe(await self.store.clone(volume, name, checkpoint))
+
+    async def ns_delete(self, path: str, for_good: bool = False) -> dict[str, Any]:
+        """`trashed`: whether it can be brought back."""
+        namespace = self._namespace(path, exact=True, trash=for_good)
+        return {"trashed": await self.store.destroy_namespace(namespace, for_good=for_good)}
+
+    async def ns_undelete(self, path_or_id: str) -> dict[str, Any]:
+        by_id = self.store.catalogue.by_id
+        id = path_or_id if path_or_id in by_id else str(parse_path(path_or_id))
+        return self.store.describe(await self.store.undelete_namespace(id))
+
+    def _described(self, namespace: Namespace) -> dict[str, Any]:
+        described = self.store.describe(namespace)
+        return described if namespace.trashed is None else {**described, "trashed": namespace.trashed}
+
+    # checkpoints
+    async def checkpoint_create(
+        self,
+        path: str,
+        name: str | None = None,
+        description: str = "",
+        labels: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        return _checkpoint(await self.store.checkpoint(self._volume(path), name, description, labels))
+
+    async def checkpoint_list(self, path: str, all: bool = False) -> list[dict[str, Any]]:
+        return [_checkpoint(checkpoint) for checkpoint in self._volume(path).checkpoints(all)]
+
+    async def checkpoint_restore(self, path: str, name: str) -> dict[str, Any]:
+        """`safety`: the checkpoint that undoes it."""
+        return {"safety": (await self.store.restore(self._volume(path), name)).id}
+
+    async def checkpoint_delete(self, path: str, name: str) -> dict[str, Any]:
+        return _checkpoint(await self.store.delete_checkpoint(self._volume(path), name))
+
+    async def checkpoint_diff(self, path: str, a: str, b: str | None = None) -> list[dict[str, Any]]:
+        volume = self._volume(path)
+        if b is None:
+            await self.store.settle(volume)
+        return [asdict(difference) for difference in await volume.diff(a, b)]
+
+    async def checkpoint_label(self, path: str, name: str, labels: Mapping[str, Any]) -> dict[str, Any]:
+        return _checkpoint(await self._volume(path).label(name, labels))
+
+    def _volume(self, path: str) -> Volume:
+        return self.store.volume(self._namespace(path))
+
+    # the store
+    async def du(self, path: str = "grid") -> list[dict[str, Any]]:
+        """What each namespace below `path` holds, in order of grid paths."""
+        place = parse_path(path)
+        if place.path:
+            raise InvalidError(
+                f"{path!r} is inside a namespace; du counts whole namespaces: use {self._whole(place)}"
+            )
+        found = []
+        for namespace in self._below(place):
+            size, inodes = self.store.usage(namespace)
+            found.append({"path": namespace.grid_path, "bytes": size, "inodes": inodes})
+        return sorted(found, key=lambda item: str(item["path"]))
+
+    async def status(self) -> dict[str, Any]:
+        """`trouble`: why commits fail at present; `failure`: why the store takes no more changes.  Empty if all is well."""
+        store = self.store
+        statistics = asdict(store.shard.statistics())
+        trouble, failure = statistics.pop("trouble"), statistics.pop("failure")
+        return {
+            "root": str(store.root) if store.root else None,
+            "format": FORMAT,
+            "owner": {"pid": os.getpid(), "role": self.role},
+            "mounts": [
+                str(point) for surface in store.surfaces if (point := getattr(surface, "point", None))
+            ],
+            "statistics": statistics,
+            "recovered": store.recovered,
+            "trouble": trouble,
+            "failure": failure,
+            "sessions": len(store.sessions.list()),
+            "namespaces": sum(1 for _ in self._below(GridPath())),
+            "trash": sum(1 for _ in store.catalogue.trash()),
+        }
+
+    async def stats(self) -> dict[str, Any]:
+        """Counters of the shard, and of each mount that has some, by its point."""
+        found: dict[str, Any] = asdict(self.store.shard.statistics())
+        found["mounts"] = {
+            str(getattr(surface, "point", "")): surface.statistics()
+            for surface in self.store.surfaces
+            if hasattr(surface, "statistics")
+        }
+        return found
+
+
+def _session(session: Session) -> dict[str, Any]:
+    return {
+        "id": session.id,
+        "sandbox": session.sandbox,
+        "user": session.user,
+        "created": session.created_ns,
+        "expires": session.expires_ns,
+        "last_accessed": session.last_accessed_ns,
+        "metadata": dict(session.metadata),
+        "grid_path": f"grid/{session.sandbox}/{scope_dir(Scope.SESSION, session.id)}",
+    }
+
+
+def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "id": checkpoint.id,
+        "name": checkpoint.name,
+        "created": checkpoint.created,
+        "bytes": checkpoint.usage[0],
+        "inodes": checkpoint.usage[1],
+        "description": checkpoint.description,
+        "labels": dict(checkpoint.labels),
+    }
+
+
+__all__ = ["Caller", "Service", "UnavailableError", "connect", "serving"]
