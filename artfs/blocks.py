@@ -10,7 +10,7 @@ A list that a batch has frozen is never changed again: a writer copies it first.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Iterator
 
 
@@ -32,8 +32,11 @@ Extent = tuple[int, int, Source, int]
 Block = list[Extent]
 
 
-def _end(extent: Extent) -> int:
-    return extent[1]
+def _first(block: Block, start: int) -> int:
+    """Index of the first extent that ends behind `start`."""
+    # (start,) sorts before every extent that begins there: no key function, no Python call per comparison.
+    at = bisect_left(block, (start,))  # type: ignore[arg-type]
+    return at - 1 if at and block[at - 1][1] > start else at
 
 
 def put(block: Block, start: int, end: int, source: Source, offset: int = 0) -> int:
@@ -52,7 +55,7 @@ def cut(block: Block, start: int, end: int) -> int:
 
 
 def _replace(block: Block, start: int, end: int, new: Block) -> int:
-    first = bisect_right(block, start, key=_end)
+    first = _first(block, start)
     last = first
     covered = 0
     head: Block = []
@@ -72,7 +75,7 @@ def _replace(block: Block, start: int, end: int, new: Block) -> int:
 def pieces(block: Block, start: int, end: int) -> Iterator[tuple[int, Source, int]]:
     """`start..end` in order as (length, source, offset in the source); a hole is `(length, None, 0)`."""
     at = start
-    for i in range(bisect_right(block, start, key=_end), len(block)):
+    for i in range(_first(block, start), len(block)):
         s, e, source, offset = block[i]
         if s >= end:
             break

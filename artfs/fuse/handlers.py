@@ -163,6 +163,7 @@ class Handlers(pyfuse3.Operations):
         pass
 
     async def fsync(self, fh: int, datasync: bool) -> None:
+        self.requests.tell_blocks(fh)
         await self.ask("sync", None)
 
     async def opendir(self, inode: int, ctx: RequestContext) -> int:

@@ -235,9 +235,13 @@ class Mount:
 
     def _stale_blocks(self, num: int) -> None:
         """On the loop, inside a request that holds the inode: attributes alone are dropped without waiting."""
-        if self.native is not None:
-            with suppress(OSError):
+        with suppress(OSError):
+            if self.native is not None:
                 self.native.notify_inode(num, -1, 0)
+            else:
+                import pyfuse3  # noqa: PLC0415
+
+                pyfuse3.invalidate_inode(num, attr_only=True)
 
     async def settle(self, volume: Volume) -> None:
         """See `Surface`: syncfs queues every dirty page, and when statfs is answered the queue before it was read."""

@@ -19,7 +19,7 @@ from artfs.errors import FsError
 from artfs.fuse import wire
 from artfs.fuse.control import IOCTLS, XATTR_PREFIX, Control
 from artfs.fuse.virtual import DEAD, VirtualTree, later
-from artfs.volume.attributes import SIZE
+from artfs.volume.attributes import KILL_SUIDGID, SIZE
 from artfs.volume.inodes import ROOT
 from artfs.volume.node import Node
 from artfs.volume.tree import Tree
@@ -206,14 +206,14 @@ class Requests:
     def opened(self, node: Node) -> bytes:
         return wire.opened(wire.FOPEN_KEEP_CACHE if isinstance(node.tree, Tree) else wire.FOPEN_DIRECT_IO)
 
-    def open(self, ino: int, flags: int) -> bytes:
+    def open(self, caller: Caller, ino: int, flags: int) -> bytes:
         node = self.node(ino)
         if node.tree is DEAD:  # type: ignore[comparison-overlap]
             raise FsError(errno.ESTALE)
         if flags & os.O_ACCMODE and node.tree.read_only:
             raise FsError(errno.EROFS)
         if flags & os.O_TRUNC:
-            node.tree.setattr(node, SIZE, 0, 0, 0, 0, 0, 0, 0)
+            node.tree.setattr(node, SIZE | (KILL_SUIDGID if caller[0] else 0), 0, 0, 0, 0, 0, 0, 0)
         return self.opened(node)
 
     def opendir(self, ino: int, flags: int) -> bytes:
@@ -239,10 +239,14 @@ class Requests:
         return length
 
     def fsync(self, ino: int, datasync: int) -> list[int]:
+        self.tell_blocks(ino)
+        return self.descriptors()
+
+    def tell_blocks(self, ino: int) -> None:
+        """Make the kernel ask for st_blocks again, if it has to."""
         if ino in self.grown:
             self.grown.discard(ino)
             self.stale_blocks(ino)
-        return self.descriptors()
 
     def statfs(self, ino: int) -> bytes:
         node = self.node(ino)

@@ -10,6 +10,7 @@ from artfs.volume.rows import NS
 
 ENTRY = Struct("<QQQQIIQQQqqq10I")
 """fuse_entry_out: nodeid, generation, entry and attr valid (s), the same (ns), then fuse_attr."""
+_pack_entry = ENTRY.pack
 ENTRY_HEAD = 40
 ATTR_HEAD = Struct("<QII")
 OPEN = Struct("<QII")
@@ -25,37 +26,21 @@ FOLDER_SIZE = 4096
 
 def entry(node: Node, valid: int) -> bytes:
     """fuse_entry_out of a node; names and attributes may be kept for `valid` seconds."""
-    a, an = divmod(node.atime, NS)
-    m, mn = divmod(node.mtime, NS)
     c, cn = divmod(node.ctime, NS)
+    m, mn = (c, cn) if node.mtime == node.ctime else divmod(node.mtime, NS)
+    a, an = (c, cn) if node.atime == node.ctime else divmod(node.atime, NS)
+    num = node.num
     size = node.size
     allocated = node.allocated
     if node.kids is not None:
         size = allocated = FOLDER_SIZE
-    return ENTRY.pack(
-        node.num,
-        0,
-        valid,
-        valid,
-        0,
-        0,
-        node.num,
-        size,
-        (allocated + 511) >> 9,
-        a,
-        m,
-        c,
-        an,
-        mn,
-        cn,
-        node.mode,
-        node.nlink,
-        node.uid,
-        node.gid,
-        node.rdev,
-        BLKSIZE,
-        0,
+    # fmt: off
+    return _pack_entry(
+        num, 0, valid, valid, 0, 0,
+        num, size, (allocated + 511) >> 9, a, m, c, an, mn, cn,
+        node.mode, node.nlink, node.uid, node.gid, node.rdev, BLKSIZE, 0,
     )
+    # fmt: on
 
 
 def negative(valid: int) -> bytes:

@@ -34,6 +34,7 @@ from artfs.settings import Settings
 from artfs.types import Access, NamespaceType, Principal, Scope, Serial
 from artfs.volume.catalogue import Namespace
 from artfs.volume.node import Node
+from artfs.volume.rows import HEAD_KEY, Head
 from artfs.volume.shard import Shard
 from artfs.volume.tree import Tree
 from artfs.volume.volume import Restored, Volume
@@ -221,7 +222,7 @@ class Store:
         check_namespace_name(name)
         source = self.alive(volume.namespace)
         if at is None:
-            await self._settle(volume)
+            await self.settle(volume)
         else:
             volume.find(at)
         id = f"ns-{uuid4().hex[:12]}"
@@ -247,7 +248,7 @@ class Store:
         labels: Mapping[str, Any] | None = None,
     ) -> Checkpoint:
         """Of everything that was written before this call, through whatever door."""
-        await self._settle(volume)
+        await self.settle(volume)
         checkpoint = await volume.checkpoint(name, description, labels)
         await self._tell_checkpoint(volume.namespace, checkpoint)
         return checkpoint
@@ -255,7 +256,7 @@ class Store:
     async def restore(self, volume: Volume, name: str) -> Checkpoint:
         """Returns the safety checkpoint that was taken first."""
         volume.find(name)
-        await self._settle(volume)
+        await self.settle(volume)
         restored = await volume.restore(name)
         for surface in self.surfaces:
             await surface.restored(volume, restored)
@@ -266,9 +267,15 @@ class Store:
         await self._tell_checkpoint(volume.namespace, checkpoint)
         return checkpoint
 
-    async def _settle(self, volume: Volume) -> None:
+    async def settle(self, volume: Volume) -> None:
+        """What was written through mounts before this call is in the tree, sizes and times too."""
         for surface in self.surfaces:
             await surface.settle(volume)
+
+    async def names_changed(self, names: list[tuple[Node, bytes]]) -> None:
+        """See `Surface`: called by whoever changes names of a tree other than for a surface."""
+        for surface in self.surfaces:
+            await surface.names_changed(names)
 
     # sessions
     def session(self, sandbox: str, id: str) -> Session:
@@ -393,6 +400,15 @@ class Store:
 
         await to_thread.run_sync(work)
 
+    def usage(self, namespace: Namespace) -> tuple[int, int]:
+        """(bytes, inodes) of what it holds now, in O(1), and without opening it."""
+        tree = self.shard.trees.get(namespace.serial)
+        if tree is not None:
+            return tree.used_bytes, tree.used_inodes
+        value = self.shard.engine.get(namespace.serial, HEAD_KEY)
+        head = Head.unpack(value) if value is not None else None
+        return (head.used_bytes, head.used_inodes) if head else (0, 0)
+
     def describe(self, namespace: Namespace) -> dict[str, Any]:
         """The namespace as JSON, as `artfs ns info` and the mount show it."""
         tree = self.shard.tree(namespace)
@@ -421,14 +437,20 @@ def _first(*values: int | None) -> int:
 
 @asynccontextmanager
 async def running(store: Store) -> AsyncIterator[Store]:
-    """The store with its background work; closed, and everything committed, at the end."""
+    """The store with its background work; closed, and everything committed, at the end.  An error of the body comes out
+    as it is, not in a group."""
+    failure: Exception | None = None
     try:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(store.run)
             try:
                 yield store
+            except Exception as error:
+                failure = error
             finally:
                 tasks.cancel_scope.cancel()
     finally:
         with anyio.CancelScope(shield=True):
             await store.shard.close()
+    if failure is not None:
+        raise failure

@@ -49,6 +49,9 @@ class Data(Inodes):
             blocks = node.blocks = {}
         block = blocks.get(index)
         if block is None:
+            if not node.allocated:
+                block = blocks[index] = []
+                return block
             try:
                 block = blocks[index] = self.get_block(self._key(node, index))
             except DamagedError as error:
@@ -101,15 +104,37 @@ class Data(Inodes):
         length = len(data)
         self.check_size(node, offset + length)
         time = self.begin()
-        if not length:
-            return 0
+        before = node.size, node.allocated
+        if length < DIRECT and offset % self.block_size + length <= self.block_size:
+            index, start = divmod(offset, self.block_size)
+            loose = bytes(data)
+            entries = WRITE.pack(b"W", node.ino, offset, length)
+            if length:
+                self._put(node, index, start, start + length, loose, 0)
+        else:
+            entries, loose = self._write_parts(node, offset, data)
+        if offset + length > node.size and length:
+            node.size = offset + length
+        if flags & WRITE_KILL:
+            entries += self.kill_privileges(node)
+        if not flags & WRITE_CACHED:
+            node.mtime = node.ctime = time
+            entries += self.save(node)
+        elif (node.size, node.allocated) != before or flags & WRITE_KILL:
+            entries += self.save(node)
+        self.log(entries, loose)
+        return length
+
+    def _write_parts(self, node: Node, offset: int, data: bytes | memoryview) -> tuple[bytes, bytes]:
+        """Large segments into objects, small ones into the journal; returns the entries and the bytes of the record
+        that is left to log."""
+        length = len(data)
         parts: list[tuple[int, int, int, bytes | Chunk]] = []
         at = 0
         for index, start, end in self._split(offset, length):
             part = data[at : at + end - start]
             parts.append((index, start, end, bytes(part) if end - start < DIRECT else self._store(part)))
             at += end - start
-        before = node.size, node.allocated
         entries = b""
         loose = b""
         place = offset
@@ -126,16 +151,7 @@ class Data(Inodes):
                 entries += WRITE.pack(b"W", node.ino, place, end - start)
             self._put(node, index, start, end, source, 0)
             place += end - start
-        if offset + length > node.size:
-            node.size = offset + length
-        if flags & WRITE_KILL:
-            entries += self.kill_privileges(node)
-        if not flags & WRITE_CACHED:
-            node.mtime = node.ctime = time
-        if (node.size, node.allocated) != before or flags & WRITE_KILL or not flags & WRITE_CACHED:
-            entries += self.save(node)
-        self.log(entries, loose)
-        return length
+        return entries, loose
 
     def _store(self, data: bytes | memoryview) -> Chunk:
         try:

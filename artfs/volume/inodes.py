@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from time import clock_gettime_ns
 from typing import TYPE_CHECKING, Protocol
 
+from artfs.blocks import Block
 from artfs.errors import ArtfsError, FsError
 from artfs.meta import Engine
 from artfs.objects.local import LocalObjects
@@ -153,6 +154,9 @@ class Inodes(RowSet):
     def indexes(self, node: Node) -> list[int]:
         raise NotImplementedError  # pragma: no cover - Data has it
 
+    def block(self, node: Node, index: int) -> Block:
+        raise NotImplementedError  # pragma: no cover - Data has it
+
     # changes
     def begin(self, frees: bool = False) -> int:
         """The time of a change that is about to be made.  `frees`: it makes room, so it may use the reserve.
@@ -222,14 +226,14 @@ class Inodes(RowSet):
         tail = node.key[1:]
         for index in self.indexes(node):
             at = tail + index.to_bytes(4, "big")
-            content = self.get_block(block + at).copy()
+            content = self.block(node, index).copy()
             self.blocks.pop(block + at, None)
             self.rows[block + at] = None
             self.rows.pop(new_block + at, None)
             if content:
                 self.blocks[new_block + at] = content
-            if node.blocks is not None:
-                node.blocks[index] = content
+            assert node.blocks is not None
+            node.blocks[index] = content
         if node.xattrs:
             for key, value in self.scan(xattr + tail):
                 self.rows[key] = None

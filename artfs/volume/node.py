@@ -11,6 +11,8 @@ from artfs.volume.rows import INODE, NS, number
 if TYPE_CHECKING:
     from artfs.volume.tree import Tree
 
+_pack = INODE.pack
+
 
 class Dentry(NamedTuple):
     """A name's inode number, its cookie in listings, and the type bits of its inode (mode >> 12)."""
@@ -86,30 +88,15 @@ class Node:
 
     def pack(self) -> bytes:
         """The inode's row value."""
-        a, an = divmod(self.atime, NS)
-        m, mn = divmod(self.mtime, NS)
         c, cn = divmod(self.ctime, NS)
-        return (
-            INODE.pack(
-                self.mode,
-                self.nlink,
-                self.uid,
-                self.gid,
-                self.rdev,
-                self.num & 0xFFFFFFFF,
-                self.parent,
-                self.size,
-                self.allocated,
-                a,
-                an,
-                m,
-                mn,
-                c,
-                cn,
-                self.xattrs,
-            )
-            + self.target
-        )
+        m, mn = (c, cn) if self.mtime == self.ctime else divmod(self.mtime, NS)
+        a, an = (c, cn) if self.atime == self.ctime else divmod(self.atime, NS)
+        # fmt: off
+        return _pack(
+            self.mode, self.nlink, self.uid, self.gid, self.rdev, self.num & 0xFFFFFFFF, self.parent,
+            self.size, self.allocated, a, an, m, mn, c, cn, self.xattrs,
+        ) + self.target
+        # fmt: on
 
     def unpack(self, value: bytes) -> None:
         """Take the attributes of a row."""

@@ -12,7 +12,7 @@ from artfs.blocks import Block, Chunk, Extent, runs
 from artfs.objects.local import LocalObjects
 from artfs.volume.rows import pack_block
 
-MAX_PIECES = 64
+MAX_PIECES = 256
 """A block with more pieces than this has its runs rewritten as one chunk each, so that reading it stays cheap."""
 INLINE_PIECES = 8
 WRITE_SIZE = 8 << 20

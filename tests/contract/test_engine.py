@@ -232,6 +232,15 @@ def test_diff(engine: Engine) -> None:
     assert engine.diff(NS, Epoch(2), Epoch(2)) == []
 
 
+def test_diff_leaves_out_what_came_and_went_in_between(engine: Engine) -> None:
+    put(engine, 1, {b"B": b"1"}, pin=True)
+    put(engine, 2, {b"A": b"2", b"B": b"2"}, pin=True)
+    put(engine, 3, {b"A": None, b"B": b"1"}, pin=True)
+    put(engine, 4, {b"A": b"4"})
+    assert engine.diff(NS, Epoch(1), Epoch(3)) == []
+    assert engine.diff(NS, Epoch(2), Epoch(3)) == [Change(b"A", b"2", None), Change(b"B", b"2", b"1")]
+
+
 @pytest.mark.parametrize("at", [None, 1])
 def test_clone(engine: Engine, at: int | None) -> None:
     put(engine, 1, {b"A": b"1", b"B": b"1", b"x": b"1"}, pin=True)

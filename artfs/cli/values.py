@@ -1,0 +1,81 @@
+"""Values on the command line and how they are shown: durations, sizes, moments, KEY=VALUE.  All pure."""
+
+from __future__ import annotations
+
+import json
+import re
+from argparse import ArgumentTypeError
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+from artfs.errors import InvalidError
+
+SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+NS = 1_000_000_000
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhdw]?)")
+
+
+def duration(text: str) -> float:
+    """Seconds in `90`, `90s`, `30m`, `2h`, `1.5d`, `1w`; more than 0."""
+    match = _DURATION.fullmatch(text.strip().lower())
+    seconds = float(match[1]) * SECONDS[match[2]] if match else 0.0
+    if seconds <= 0:
+        raise ArgumentTypeError(f"{text!r} is no duration above zero: write 90s, 30m, 2h, 7d or 1w")
+    return seconds
+
+
+def pairs(items: Iterable[str]) -> dict[str, Any]:
+    """KEY=VALUE each; a value that is JSON counts as that, any other as text.  Errors: InvalidError."""
+    found: dict[str, Any] = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise InvalidError(f"{item!r} is not of the form KEY=VALUE")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found
+
+
+def size(count: int) -> str:
+    """`0 B`, `999 B`, `1.5 KiB` …"""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value /= 1024
+    else:
+        unit = "PiB"
+    return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def moment(ns: int | None) -> str:
+    """Local time to the second; `-` for None."""
+    if ns is None:
+        return "-"
+    try:
+        return datetime.fromtimestamp(ns // NS).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError, OSError):
+        return f"{ns // NS} s"
+
+
+def printable(text: str) -> str:
+    """Without what would move the cursor or break a table; bytes that are not UTF-8 become `?`."""
+    clean = text.encode("utf-8", "replace").decode()
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in clean)
+
+
+def table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]], right: Iterable[int] = ()) -> list[str]:
+    """Aligned columns; those in `right` to the right."""
+    lines = [header, *(tuple(printable(cell) for cell in row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    flush = frozenset(right)
+    return [
+        "  ".join(
+            cell.rjust(width) if column in flush else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
