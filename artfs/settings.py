@@ -75,8 +75,8 @@ class Settings(_Value):
     """Seconds that a writer waits for room, before ENOSPC or EIO."""
 
     # memory
-    inline_limit: int = Field(default=4096, ge=0, le=64 * KIB)
-    """A file no longer than this may live in its rows."""
+    inline_limit: int = Field(default=1792, ge=0, le=64 * KIB)
+    """A block with no more unsealed bytes than this keeps them in its row; rows beyond 2 000 bytes leave their page."""
     node_cache: int = Field(default=100_000, ge=1000)
     """Inodes kept in memory besides those that the kernel holds."""
 

@@ -14,6 +14,7 @@ import errno
 import os
 from collections.abc import Iterator
 from copy import deepcopy
+from itertools import count
 from stat import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, S_ISGID, S_ISUID, S_IXGRP
 
 NAME_MAX, PATH_MAX = 255, 4096
@@ -24,14 +25,19 @@ HOLE, WRITTEN, ALLOCATED = 0, 1, 2
 CAPABILITY = b"security.capability"
 
 
+_idents = count()
+
+
 def fail(number: int) -> None:
     raise OSError(number, os.strerror(number))
 
 
 class File:
-    """An inode of any type; `kids` is None but for directories, `mtime` (ns) None unless it was set by a call."""
+    """An inode of any type; `kids` is None but for directories, `mtime` (ns) None unless it was set by a call.
+    `ident` is kept by copies, so that the inode is found again in another version of its tree."""
 
     def __init__(self, mode: int, uid: int, gid: int) -> None:
+        self.ident = next(_idents)
         self.mode = mode
         self.uid = uid
         self.gid = gid

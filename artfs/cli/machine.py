@@ -15,11 +15,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
+
+from artfs.cli.mounttable import Entry, holding, read_mounts
 
 Answer = TypeVar("Answer")
 
@@ -87,8 +89,7 @@ def collect(root: Path) -> Facts:
     root = Path(os.path.abspath(root))
     probed = _probe()
     fusermount = shutil.which("fusermount3")
-    table = mount_table(_read("/proc/self/mountinfo"))
-    ours = [point for point, kind in table if kind == "fuse.artfs"]
+    mounts = read_mounts(_read("/proc/self/mountinfo"))
     return Facts(
         root=str(root),
         python=sys.version_info[:3],
@@ -103,34 +104,11 @@ def collect(root: Path) -> Facts:
         fusermount_setuid=_is_setuid(fusermount),
         fuse_device_error=_fuse_device_error(),
         allow_other="user_allow_other" in (line.strip() for line in _read("/etc/fuse.conf").splitlines()),
-        **_store(root, table),
+        **_store(root, mounts),
         now=time.time(),
         nofile=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
-        mounts=tuple((point, _answer(point)) for point in ours),
+        mounts=tuple((mount.point, _answer(mount.point)) for mount in mounts if mount.ours),
     )
-
-
-def mount_table(mountinfo: str) -> list[tuple[str, str]]:
-    """(mount point, type) of each line of a text like /proc/self/mountinfo (proc(5)), in its order."""
-    found = []
-    for line in filter(None, mountinfo.split("\n")):
-        left, _, right = line.partition(" - ")
-        point = left.split(" ")[4].encode(errors="surrogateescape")
-        # Blank, tab, newline and backslash are written as \\040 and so on.
-        for code in (b"040", b"011", b"012", b"134"):
-            point = point.replace(b"\\" + code, bytes([int(code, 8)]))
-        found.append((os.fsdecode(point), right.split(" ")[0]))
-    return found
-
-
-def type_of(path: str, table: list[tuple[str, str]]) -> str:
-    """The type of the file system that `path` is on, "" if unknown; of two on one point the upper counts."""
-    best, kind = -1, ""
-    for point, its in table:
-        prefix = point.rstrip("/")
-        if len(prefix) >= best and (path == prefix or path.startswith(f"{prefix}/")):
-            best, kind = len(prefix), its
-    return kind
 
 
 def within(seconds: float, look: Callable[[], Answer]) -> Answer:
@@ -154,16 +132,21 @@ def within(seconds: float, look: Callable[[], Answer]) -> Answer:
     return box[0]
 
 
-def _store(root: Path, table: list[tuple[str, str]]) -> dict[str, Any]:
+def _type_of(path: Path, mounts: Sequence[Entry]) -> str:
+    mount = holding(str(path), mounts)
+    return mount.type if mount else ""
+
+
+def _store(root: Path, mounts: Sequence[Entry]) -> dict[str, Any]:
     """The facts about the place of the store; one that does not answer is one that cannot be written."""
     try:
-        return within(PATIENCE, lambda: _store_that_answers(root, table))
+        return within(PATIENCE, lambda: _store_that_answers(root, mounts))
     except OSError:
-        kind = type_of(str(root), table)
+        kind = _type_of(root, mounts)
         return {"store_parent": str(root), "store_type": kind, "store_writable": False}
 
 
-def _store_that_answers(root: Path, table: list[tuple[str, str]]) -> dict[str, Any]:
+def _store_that_answers(root: Path, mounts: Sequence[Entry]) -> dict[str, Any]:
     parent = root
     while not parent.exists():
         parent = parent.parent
@@ -174,7 +157,7 @@ def _store_that_answers(root: Path, table: list[tuple[str, str]]) -> dict[str, A
         "store_exists": files[0].exists(),
         "store_parent": str(parent),
         "store_writable": parent.is_dir() and os.access(parent, os.W_OK | os.X_OK),
-        "store_type": type_of(str(parent), table),
+        "store_type": _type_of(parent, mounts),
         "store_free": space.f_bavail * space.f_frsize,
         "store_free_inodes": space.f_favail if space.f_files else None,
         "store_changed": max((file.stat().st_mtime for file in files if file.exists()), default=0.0),

@@ -38,6 +38,7 @@ from artfs.meta import Checkpoint
 from artfs.store.store import Store
 from artfs.types import ADMIN, Access, Principal, Scope
 from artfs.volume.catalogue import Namespace
+from artfs.volume.dead import void
 from artfs.volume.node import Node
 from artfs.volume.tree import Tree
 from artfs.volume.volume import Restored, Volume
@@ -263,8 +264,6 @@ class Mount:
         stale = [node.num for node in restored.stale if node.looks]
         folders = [node.num for node in restored.folders if node.looks]
         names = [(folder.num, name) for folder, name in restored.names if folder.looks]
-        for node in restored.stale:
-            self.requests.void(node)
         self._later(self._invalidate, names, stale, folders + list({num for num, _ in names}))
 
     async def gone(self, namespace: Namespace, nodes: list[Node]) -> None:
@@ -274,8 +273,7 @@ class Mount:
             for node in list(self.requests.held.values())
             if isinstance(node.tree, Tree) and node.tree.serial == namespace.serial
         ]
-        for node in {*nodes, *views}:
-            self.requests.void(node)
+        void(views)
         self.control.forget(namespace)
         self._later(self._invalidate, [], held + [node.num for node in views], [])
 

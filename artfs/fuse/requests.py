@@ -18,8 +18,9 @@ from typing import Any
 from artfs.errors import FsError
 from artfs.fuse import wire
 from artfs.fuse.control import IOCTLS, XATTR_PREFIX, Control
-from artfs.fuse.virtual import DEAD, VirtualTree, later
+from artfs.fuse.virtual import VirtualTree, later
 from artfs.volume.attributes import KILL_SUIDGID, SIZE
+from artfs.volume.dead import DEAD
 from artfs.volume.inodes import ROOT
 from artfs.volume.node import Node
 from artfs.volume.tree import Tree
@@ -97,12 +98,6 @@ class Requests:
                 node.tree.rest(node)
         return 0
 
-    def void(self, node: Node) -> None:
-        """The node's number means nothing any more: whoever holds it gets ESTALE."""
-        node.tree = DEAD  # type: ignore[assignment]
-        node.blocks = None
-        node.entry = None
-
     # names
     def lookup(self, ino: int, name: bytes) -> bytes:
         folder = self.held[ino]
@@ -123,7 +118,7 @@ class Requests:
 
     def getattr(self, ino: int) -> bytes:
         node = self.held[ino]
-        if node.tree is DEAD:  # type: ignore[comparison-overlap]
+        if node.tree is DEAD:
             raise FsError(errno.ESTALE)
         reply = node.entry or self.encode(node)
         return (self.attr_head if node.tree.lasting else self.no_attr_head) + reply[wire.ENTRY_HEAD :]
@@ -208,7 +203,7 @@ class Requests:
 
     def open(self, caller: Caller, ino: int, flags: int) -> bytes:
         node = self.node(ino)
-        if node.tree is DEAD:  # type: ignore[comparison-overlap]
+        if node.tree is DEAD:
             raise FsError(errno.ESTALE)
         if flags & os.O_ACCMODE and node.tree.read_only:
             raise FsError(errno.EROFS)
@@ -218,7 +213,7 @@ class Requests:
 
     def opendir(self, ino: int, flags: int) -> bytes:
         node = self.node(ino)
-        if node.tree is DEAD:  # type: ignore[comparison-overlap]
+        if node.tree is DEAD:
             raise FsError(errno.ESTALE)
         return wire.opened(0)
 

@@ -86,21 +86,6 @@ class VirtualTree:
     make = create = symlink = link = unlink = make_unnamed = _refuse
 
 
-class DeadTree(VirtualTree):
-    """Where nodes end up whose number is void: a restore replaced them, or their namespace is gone."""
-
-    def _stale(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise FsError(errno.ESTALE)
-
-    lookup = listing = read = getxattr = listxattr = seek = _stale
-    mkdir = rmdir = rename = _stale
-    setattr = setxattr = removexattr = write = fallocate = copy_range = _stale
-    make = create = symlink = link = unlink = make_unnamed = _stale
-
-
-DEAD = DeadTree()
-
-
 def folder(tree: VirtualTree, number: int, mode: int = 0o755, uid: int = 0, gid: int = 0) -> Node:
     """A virtual directory."""
     node = Node(tree, number, number, S_IFDIR | mode, uid, gid, 0, now())  # type: ignore[arg-type]

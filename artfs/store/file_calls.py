@@ -16,7 +16,7 @@ from artfs.errors import ExistsError, InvalidError, NotFoundError
 from artfs.grid import GridPath, parse_path, scope_dir
 from artfs.store.store import Store
 from artfs.types import NamespaceType, Scope
-from artfs.vfs import PART, Files, PathError, Stat, Writing
+from artfs.vfs import PART, Files, PathError, Stat, Writing, copy
 from artfs.volume.catalogue import Namespace
 from artfs.volume.tree import BLOB_DATA
 
@@ -46,7 +46,7 @@ class FileCalls:
         if place.namespace is None:
             return [_directory(name) for name in self._above(place)]
         files = await self._files(place)
-        listed = await files.list(self._inside(place))
+        listed = await files.entries(self._inside(place))
         return sorted((_entry(stat) for stat in listed), key=lambda entry: str(entry["name"]))
 
     async def fs_stat(self, path: str, follow: bool = True) -> Entry:
@@ -159,7 +159,7 @@ class FileCalls:
         here, there = self._file_place(source), self._file_place(target)
         origin = await self._files(here)
         files = await self._files(there)
-        await files.copy(origin, self._inside(here), self._inside(there))
+        await copy(origin, self._inside(here), files, self._inside(there))
         await self.store.shard.sync()
 
     # finding

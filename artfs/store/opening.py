@@ -44,7 +44,7 @@ async def open_store(root: Path, role: str) -> AsyncIterator[Store]:
 
 
 def _assemble(root: Path, settings: Settings) -> Store:
-    engine = SqliteEngine(root / "meta.db")
+    engine = SqliteEngine(root / "meta.db", create=not (root / "journal").exists())
     try:
         (root / "objects").mkdir(mode=0o700, exist_ok=True)
         journal = Journal(root / "journal", settings.journal_size)

@@ -183,11 +183,7 @@ class Store:
         tree = self.shard.tree(namespace)
         if tree.checkpoints and not for_good and namespace.trashed is None:
             trashed = replace(namespace, trashed=time_ns())
-            self.catalogue.put(trashed)
-            await self.shard.commit()
-            nodes = list(tree.nodes.values())
-            tree.nodes.clear()
-            self.shard.close_tree(tree.serial)
+            nodes = await Volume(self.shard, namespace).shelve(trashed)
             self.volumes.pop(tree.serial, None)
             await self._tell_gone(namespace, nodes)
             return True

@@ -23,6 +23,7 @@ from artfs.grid import check_checkpoint_name
 from artfs.meta import Checkpoint
 from artfs.types import Epoch
 from artfs.volume.catalogue import Namespace
+from artfs.volume.dead import void
 from artfs.volume.difference import Difference, difference
 from artfs.volume.journal import CHECKPOINT
 from artfs.volume.node import Node
@@ -187,10 +188,10 @@ class Volume:
     def _forget(self, restored: Restored, touched: Mapping[int, bytes | None], dentries: list[bytes]) -> None:
         """Bring the nodes in memory in line with the rows."""
         tree = self.tree
-        void = {ino for ino, value in touched.items() if value is None or _is_file(value)}
+        replaced = {ino for ino, value in touched.items() if value is None or _is_file(value)}
         for folder in [node for node in tree.nodes.values() if node.kids]:
             restored.names += [
-                (folder, name) for name, entry in (folder.kids or {}).items() if entry.ino in void
+                (folder, name) for name, entry in (folder.kids or {}).items() if entry.ino in replaced
             ]
         for key in dentries:
             parent = tree.nodes.get(U64.unpack_from(key, 1)[0])
@@ -203,7 +204,7 @@ class Volume:
             node = tree.nodes.get(ino)
             if node is None:
                 continue
-            if ino in void:
+            if ino in replaced:
                 del tree.nodes[ino]
                 tree.idle.pop(ino, None)
                 restored.stale.append(node)
@@ -211,6 +212,7 @@ class Volume:
                 assert value is not None
                 node.unpack(value)
                 restored.folders.append(node)
+        void(restored.stale)
 
     # branches
     async def clone(self, namespace: Namespace, name: str | None = None) -> Volume:
@@ -238,6 +240,7 @@ class Volume:
                         records,
                     )
                 except BaseException:
+                    catalogue.records = records | catalogue.records
                     catalogue.remove(namespace)
                     raise
         return Volume(self.shard, namespace)
@@ -263,11 +266,28 @@ class Volume:
             catalogue.remove(self.namespace)
             records = catalogue.records
             catalogue.records = {}
-            await _thread(self.shard.engine.destroy, tree.serial, records)
-            tree.read_only = True
-            nodes = list(tree.nodes.values())
-            tree.nodes.clear()
-            self.shard.close_tree(tree.serial)
+            try:
+                await _thread(self.shard.engine.destroy, tree.serial, records)
+            except BaseException:
+                catalogue.records = records | catalogue.records
+                catalogue.put(self.namespace)
+                raise
+            return self._close()
+
+    async def shelve(self, trashed: Namespace) -> list[Node]:
+        """Put the namespace into the trash: nobody reaches it there.  Returns the nodes that were in memory."""
+        async with self._exclusive():
+            self.shard.catalogue.put(trashed)
+            await self.shard.commit()
+            return self._close()
+
+    def _close(self) -> list[Node]:
+        tree = self.tree
+        tree.read_only = True
+        nodes = list(tree.nodes.values())
+        tree.nodes.clear()
+        void(nodes)
+        self.shard.close_tree(tree.serial)
         return nodes
 
     # the way in

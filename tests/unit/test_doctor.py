@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from artfs.cli.doctor import Finding, Status, as_json, as_text, doctor, judge
-from artfs.cli.machine import Facts, collect, mount_table, type_of, within
+from artfs.cli.machine import Facts, collect, within
 
 GOOD = Facts(
     root="/srv/store",
@@ -124,21 +124,6 @@ def test_json_and_text_say_the_same() -> None:
     for finding in findings:
         assert finding.what in text
         assert finding.remedy in text
-
-
-def test_the_mount_table_is_read_as_proc_says() -> None:
-    text = (
-        "27 1 254:0 / / rw,relatime - ext4 /dev/vda rw\n"
-        "88 27 0:50 / /mnt/a\\040b rw shared:1 - fuse.artfs artfs rw\n"
-        "89 27 0:51 / /mnt rw - tmpfs none rw\n"
-    )
-    table = mount_table(text)
-    assert table == [("/", "ext4"), ("/mnt/a b", "fuse.artfs"), ("/mnt", "tmpfs")]
-    assert type_of("/mnt/a b/c", table) == "fuse.artfs"
-    assert type_of("/mnt/a", table) == "tmpfs"
-    assert type_of("/mntx", table) == "ext4"
-    assert type_of("/mnt", [*table, ("/mnt", "xfs")]) == "xfs"
-    assert type_of("/mnt", []) == ""
 
 
 def test_a_look_that_hangs_is_given_up() -> None:

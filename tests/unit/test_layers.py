@@ -28,7 +28,8 @@ LAYERS = [
     "artfs.compat",
     "artfs.fuse",
     "mountd",
-    "artfs.cli artfs.__main__",
+    "artfs.cli",
+    "artfs.__main__",
 ]
 RANK = {package: rank for rank, line in enumerate(LAYERS) for package in line.split()}
 

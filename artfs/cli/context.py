@@ -1,0 +1,110 @@
+"""What a command works with: its arguments, its output, the store, and the paths that name things in it.
+
+A path is a grid path in any spelling, the id of a namespace, or a path inside a mount.  It is the last if it begins
+with `./` or `../`, or if it, or the directory that it would be in, exists inside a mount of artfs.  A mount names its
+store, so no --root is needed then; two paths of one command must be of one store.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from argparse import Namespace
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from artfs.cli import mounttable
+from artfs.cli.output import Output
+from artfs.errors import BusyError, InvalidError
+
+if TYPE_CHECKING:
+    from artfs.store.service import Caller
+
+T = TypeVar("T")
+_ID = re.compile(r"ns-[0-9a-f]{12}")
+_DOTTED = (".", "..", "./", "../")
+
+
+class Context:
+    def __init__(self, args: Namespace, out: Output) -> None:
+        self.args = args
+        self.out = out
+        self._root: Path | None = None
+
+    @property
+    def root(self) -> Path:
+        """--root, else the store of the mount that a path was in, else ARTFS_ROOT, else the default.  Absolute."""
+        from artfs.settings import find_root  # noqa: PLC0415 - pydantic takes its time
+
+        if self._root is None:
+            self._root = find_root(getattr(self.args, "root", None))
+        return self._root
+
+    @property
+    def sandbox(self) -> str | None:
+        """--sandbox, else ARTIFACT_SANDBOX_ID or CHUK_SANDBOX_ID, else None: the store's own."""
+        chosen = getattr(self.args, "sandbox", None)
+        return chosen or os.environ.get("ARTIFACT_SANDBOX_ID") or os.environ.get("CHUK_SANDBOX_ID") or None
+
+    def locate(self, text: str) -> str:
+        """The grid path (or id) that `text` means.  Errors: InvalidError, BusyError for a dead mount."""
+        if not text:
+            raise InvalidError("a path cannot be empty; `grid` is the root of the grid")
+        found = locate(text, os.getcwd, mounttable.read_mounts)
+        if found is None:
+            return text
+        root, path = found
+        option = getattr(self.args, "root", None)
+        known = self._root if option is None else self.root
+        if known is not None and os.path.realpath(known) != os.path.realpath(root):
+            raise InvalidError(f"{text} is in a mount of the store {root}, not of {known}; use one store at a time")
+        self._root = self._root or root
+        return path
+
+    def ask(self, work: Callable[[Caller], Awaitable[T]]) -> T:
+        """What `work` returns, with a caller of the store.  Errors: those of `connect`, and of `work`."""
+        import anyio  # noqa: PLC0415
+
+        from artfs.store.service import connect  # noqa: PLC0415
+
+        async def main() -> T:
+            async with connect(self.root, f"artfs {self.args.command_name}") as caller:
+                return await work(caller)
+
+        return anyio.run(main)
+
+    def call(self, method: str, **arguments: Any) -> Any:
+        """One call of the store: see `artfs.store.service`."""
+        return self.ask(lambda caller: caller.call(method, **arguments))
+
+
+def locate(
+    text: str, cwd: Callable[[], str], mounts: Callable[[], list[mounttable.Entry]]
+) -> tuple[Path, str] | None:
+    """The store's root and the grid path, if `text` is inside a mount; None if it is to be taken as a grid path."""
+    local = text in _DOTTED or text.startswith(_DOTTED[2:]) or os.path.isabs(text)
+    if os.path.lexists(text):
+        path = os.path.realpath(text)
+    elif _ID.fullmatch(text) or not _has_parent(text):
+        path = None
+    else:
+        path = os.path.join(os.path.realpath(os.path.dirname(text) or cwd()), os.path.basename(text))
+    entry = mounttable.holding(path, mounts()) if path is not None else None
+    if path is not None and entry is not None and entry.ours:
+        if mounttable.is_dead(entry.point):
+            raise BusyError(f"the mount at {entry.point} is dead; clean it up with `artfs umount {entry.point}`")
+        store = entry.store
+        if store is None:
+            raise InvalidError(f"the mount at {entry.point} does not tell its store; give --root and a grid path")
+        root, top = store
+        below = path[len(entry.point.rstrip("/")) :]
+        return root, top + below
+    if local and not os.path.isabs(text):
+        raise InvalidError(f"{text} is not inside a mount of artfs; give a grid path such as default/shared/web")
+    return None
+
+
+def _has_parent(text: str) -> bool:
+    """Whether `text` could be a new name in a directory that exists."""
+    return text.split("/")[0] != "grid" and os.path.isdir(os.path.dirname(text) or ".")
