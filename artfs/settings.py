@@ -102,12 +102,14 @@ class Settings(_Value):
     """of waiting for it without the interpreter's lock, and"""
     burst_us: int = Field(default=2000, ge=0, le=1_000_000)
     """of both in all, before other tasks have their turn."""
-    entry_timeout: float = Field(default=3600.0, ge=0)
+    entry_timeout: int = Field(default=86_400, ge=0)
     """Seconds that the kernel of a bound mount may keep names and attributes."""
     max_background: int = Field(default=65_535, ge=1, le=65_535)
     """Requests that the kernel may have queued; the checkpoint barrier wants the largest."""
     read_ahead_kb: int = Field(default=4096, ge=128, le=64 * KIB)
     """KiB that the kernel reads ahead."""
+    profile: bool = False
+    """Whether `.artfs/stats` counts the time that requests spend in our functions and in the journal."""
 
     @field_validator("journal_size")
     @classmethod

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str], out: Output) -> int:
-    from artfs.cli.mount_helper import as_mount_command  # noqa: PLC0415 - cheap, but it belongs to mounting
+    from artfs.cli.mount_helper import as_mount_command
 
     parser = build_parser()
     args = parser.parse(as_mount_command(words) or words)

@@ -35,7 +35,7 @@ class Context:
     @property
     def root(self) -> Path:
         """--root, else the store of the mount that a path was in, else ARTFS_ROOT, else the default.  Absolute."""
-        from artfs.settings import find_root  # noqa: PLC0415 - pydantic takes its time
+        from artfs.settings import find_root
 
         if self._root is None:
             self._root = find_root(getattr(self.args, "root", None))
@@ -64,9 +64,9 @@ class Context:
 
     def ask(self, work: Callable[[Caller], Awaitable[T]]) -> T:
         """What `work` returns, with a caller of the store.  Errors: those of `connect`, and of `work`."""
-        import anyio  # noqa: PLC0415
+        import anyio
 
-        from artfs.store.service import connect  # noqa: PLC0415
+        from artfs.store.service import connect
 
         async def main() -> T:
             async with connect(self.root, f"artfs {self.args.command_name}") as caller:
@@ -79,9 +79,7 @@ class Context:
         return self.ask(lambda caller: caller.call(method, **arguments))
 
 
-def locate(
-    text: str, cwd: Callable[[], str], mounts: Callable[[], list[mounttable.Entry]]
-) -> tuple[Path, str] | None:
+def locate(text: str, cwd: Callable[[], str], mounts: Callable[[], list[mounttable.Entry]]) -> tuple[Path, str] | None:
     """The store's root and the grid path, if `text` is inside a mount; None if it is to be taken as a grid path."""
     local = text in _DOTTED or text.startswith(_DOTTED[2:]) or os.path.isabs(text)
     if os.path.lexists(text):

@@ -178,9 +178,7 @@ def _libfuse(facts: Facts) -> Finding:
             "apt-get install libfuse3-dev pkg-config gcc python3-dev && "
             f"{sys.executable} -m pip install --force-reinstall --no-cache-dir pyfuse3",
         )
-    return Finding(
-        "pyfuse3", Status.OK, f"pyfuse3 {facts.packages.get('pyfuse3')} on libfuse {facts.libfuse}"
-    )
+    return Finding("pyfuse3", Status.OK, f"pyfuse3 {facts.packages.get('pyfuse3')} on libfuse {facts.libfuse}")
 
 
 def _native(facts: Facts) -> Finding:

@@ -178,9 +178,7 @@ def _answer(point: str) -> str:
 def _probe() -> dict[str, str]:
     """The answers of PROBE: errors of `native` and `pyfuse3`, and libfuse's version if it is known."""
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=30, check=False
-        )
+        done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=30, check=False)
         if done.returncode == 0:
             return dict(json.loads(done.stdout))
         why = f"loading it ends the process with {done.returncode}"

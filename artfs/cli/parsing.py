@@ -93,9 +93,7 @@ class Commands:
         parser = self._parser(name, help, examples, "", [PATHS, EXIT_CODES])
         return Commands(parser, self.common, f"{name}_command")
 
-    def _parser(
-        self, name: str, help: str, examples: Sequence[str], description: str, more: Sequence[str]
-    ) -> Parser:
+    def _parser(self, name: str, help: str, examples: Sequence[str], description: str, more: Sequence[str]) -> Parser:
         text = help[0].upper() + help[1:] + "."
         parser: Parser = self._actions.add_parser(
             name,
@@ -115,7 +113,7 @@ def epilog(examples: Sequence[str], more: Sequence[str]) -> str:
 
 def build_parser() -> Parser:
     """The whole command line."""
-    from artfs.cli import (  # noqa: PLC0415 - they need this module
+    from artfs.cli import (
         checkpoints,
         completion,
         files,

@@ -32,13 +32,13 @@ from artfs.fuse.grid_tree import GridTree
 from artfs.fuse.native import InitFlag
 from artfs.fuse.requests import Requests
 from artfs.fuse.virtual import Numbers
-from artfs.fuse.wire import FOREVER
 from artfs.grid import GridPath, scope_dir
 from artfs.meta import Checkpoint
 from artfs.store.store import Store
 from artfs.types import ADMIN, Access, Principal, Scope
 from artfs.volume.catalogue import Namespace
 from artfs.volume.dead import void
+from artfs.volume.journal import TimedJournal
 from artfs.volume.node import Node
 from artfs.volume.tree import Tree
 from artfs.volume.volume import Restored, Volume
@@ -47,7 +47,6 @@ from artfs.volume.waiting import MustWait
 log = logging.getLogger(__name__)
 SWITCH_INTERVAL = 0.0005
 """Seconds: a commit's thread must not keep the loop from its requests for longer."""
-CHECKED_VALID = 0
 UNTIL_CLOSED = (1 << 63) - 1
 
 
@@ -83,7 +82,7 @@ class Mount:
         self.requests = Requests(
             self._root(),
             self.control,
-            valid=CHECKED_VALID if options.checked else FOREVER,
+            valid=0 if options.checked else store.settings.entry_timeout,
             cached=not options.checked,
             space=lambda: str(store.root or "/"),
             descriptors=store.shard.sync_descriptors,
@@ -204,6 +203,7 @@ class Mount:
             spin_us=settings.spin_us,
             wait_us=settings.wait_us,
             burst_us=settings.burst_us,
+            profile=settings.profile,
             fs_error=ArtfsError,
             must_wait=MustWait,
             on_wait=self.dispatch.on_wait,
@@ -353,4 +353,6 @@ class Mount:
         found: dict[str, Any] = {"nodes_held": len(self.requests.held), "native": self.native is not None}
         if self.native is not None:
             found.update(self.native.stats())
+        if isinstance(journal := self.store.shard.log, TimedJournal):
+            found["ns_journal"] = journal.nanoseconds
         return found

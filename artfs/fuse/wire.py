@@ -17,8 +17,6 @@ OPEN = Struct("<QII")
 DIRENT = Struct("<QQII")
 STATFS = Struct("<5Q4I6I")
 FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE, FOPEN_CACHE_DIR = 1, 2, 8
-FOREVER = 86400
-"""Seconds that the kernel may keep what only it changes."""
 PADDING = [bytes(n) for n in range(8)]
 BLKSIZE = 4096
 FOLDER_SIZE = 4096

@@ -1,8 +1,8 @@
 """The calls on files, by grid path, above namespaces and in them.
 
-Above namespaces there are only directories: sandboxes, scopes, namespaces.  As in a mount, to make a directory in a
-scope makes a workspace, and to remove one destroys it.  A BLOB's own path means its one file wherever a file is meant.
-Below `.checkpoints/NAME` of a namespace is what that checkpoint saw.
+Above namespaces there are only directories: sandboxes, scopes, namespaces.  As in a mount, to make a
+directory in a scope makes a workspace, and to remove one destroys it.  A BLOB's own path means its one file
+wherever a file is meant. Below `.checkpoints/NAME` of a namespace is what that checkpoint saw.
 """
 
 from __future__ import annotations
@@ -153,9 +153,10 @@ class FileCalls:
         await self.store.destroy_namespace(namespace)
 
     async def fs_copy(self, source: str, target: str) -> None:
-        """A file or a tree, into `target` if that is a directory.  Within a namespace it shares the bytes.  Modes,
-        times and user attributes come along; a symlink is copied as itself, except `source`.  If it fails, or is
-        cancelled, nothing is left of it.  A file that is there is replaced at once, a directory never."""
+        """A file or a tree, into `target` if that is a directory.  Within a namespace it shares the bytes.
+        Modes, times and user attributes come along; a symlink is copied as itself, except `source`.  If it
+        fails, or is cancelled, nothing is left of it.  A file that is there is replaced at once, a directory
+        never."""
         here, there = self._file_place(source), self._file_place(target)
         origin = await self._files(here)
         files = await self._files(there)
@@ -204,8 +205,8 @@ class FileCalls:
         return str(GridPath(place.sandbox, place.scope, place.owner, place.namespace))
 
     def _below(self, place: GridPath, trash: bool = False) -> Iterator[Namespace]:
-        """The live namespaces below a place, or those in the trash.  Errors: NotFoundError if `place` names one that is
-        not there."""
+        """The live namespaces below a place, or those in the trash.  Errors: NotFoundError if `place` names
+        one that is not there."""
         if place.namespace is not None and not trash:
             yield self._at(place)
             return

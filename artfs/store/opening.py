@@ -16,7 +16,7 @@ from artfs.sessions.sqlite import SqliteSessions
 from artfs.settings import Settings, load_settings
 from artfs.store.lock import Lock
 from artfs.store.store import Store, running
-from artfs.volume.journal import Journal, NoJournal
+from artfs.volume.journal import Journal, NoJournal, TimedJournal
 from artfs.volume.shard import Shard
 
 
@@ -47,7 +47,7 @@ def _assemble(root: Path, settings: Settings) -> Store:
     engine = SqliteEngine(root / "meta.db", create=not (root / "journal").exists())
     try:
         (root / "objects").mkdir(mode=0o700, exist_ok=True)
-        journal = Journal(root / "journal", settings.journal_size)
+        journal = (TimedJournal if settings.profile else Journal)(root / "journal", settings.journal_size)
         shard = Shard(engine, journal, LocalObjects(root / "objects"), settings)
         return Store(root, shard, SqliteSessions(root / "meta.db"), settings)
     except BaseException:

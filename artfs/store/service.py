@@ -1,10 +1,11 @@
 """The calls that programs make on a store, from the process that owns it or from any other on this host.
 
-`connect` opens the store when it is free, and serves its socket to others meanwhile; else it becomes a client of the
-process that owns it (see `artfs.store.socket`).  Either way the caller sees one interface, `Caller`.
+`connect` opens the store when it is free, and serves its socket to others meanwhile; else it becomes a client
+of the process that owns it (see `artfs.store.socket`).  Either way the caller sees one interface, `Caller`.
 
-Arguments and results are JSON values, or bytes.  Paths are grid paths in any spelling; where a namespace is meant, its
-id will do.  Times are nanoseconds since 1970.  Callers are the owner of the store: nothing is refused to them.
+Arguments and results are JSON values, or bytes.  Paths are grid paths in any spelling; where a namespace is
+meant, its id will do.  Times are nanoseconds since 1970.  Callers are the owner of the store: nothing is
+refused to them.
 
 A call that changes something is not cancelled half-way: it ends, whatever becomes of its caller.
 """
@@ -23,7 +24,7 @@ from typing import Any, Protocol
 import anyio
 from anyio import to_thread
 
-from artfs.errors import BusyError, InvalidError, UnavailableError
+from artfs.errors import BusyError, InvalidError
 from artfs.grid import GridPath, parse_path, scope_dir
 from artfs.meta import Checkpoint
 from artfs.sessions import Session
@@ -38,25 +39,27 @@ from artfs.volume.volume import Volume
 
 PATIENCE = 5.0
 """Seconds to wait for an owner that is starting, or about to end."""
-LINGER = 5.0
+LINGER = 2.0
 """Seconds for which an owner that wants to end waits for those that it serves."""
 RETRY = 0.05
 HOUR = 3600.0
 FREE = frozenset({"fs_list", "fs_stat", "fs_read", "fs_copy", "du", "checkpoint_diff"})
 """Calls that may be cancelled; what they began they take back."""
-METHODS = ("session_", "ns_", "checkpoint_", "fs_", "du", "status", "stats")
+FAMILIES = ("session_", "ns_", "checkpoint_", "fs_")
+OTHERS = frozenset({"du", "status", "stats"})
 
 
 class Caller(Protocol):
-    """How to call a store, wherever it is.  Errors: ArtfsError; UnavailableError if its owner has gone, BusyError if it
-    does not answer."""
+    """How to call a store, wherever it is.  Errors: ArtfsError; UnavailableError if its owner has gone,
+    BusyError if it does not answer."""
 
     async def call(self, method: str, /, **arguments: Any) -> Any: ...
 
 
 @asynccontextmanager
 async def connect(root: Path, role: str) -> AsyncIterator[Caller]:
-    """A caller of the store at `root`; `role` is what others are told about this process while it owns the store.
+    """A caller of the store at `root`; `role` is what others are told about this process while it owns the
+    store.
     Errors: NotFoundError, BusyError, FormatError, DamagedError, NoSpaceError, InvalidError, DeniedError."""
     failure: Exception | None = None
     async with AsyncExitStack() as stack:
@@ -91,7 +94,8 @@ async def _enter(stack: AsyncExitStack, root: Path, role: str) -> Caller:
 
 @asynccontextmanager
 async def serving(store: Store, role: str, linger: float = LINGER) -> AsyncIterator[None]:
-    """Serve the store's socket meanwhile; at the end those that are connected have `linger` seconds to finish."""
+    """Serve the store's socket meanwhile; at the end those that are connected have `linger` seconds to
+    finish."""
     if store.root is None:
         yield
         return
@@ -114,7 +118,7 @@ class Service(FileCalls):
 
     async def call(self, method: str, /, **arguments: Any) -> Any:
         """Errors: InvalidError for an unknown method or argument; ArtfsError as the method."""
-        function = getattr(self, method, None) if method.startswith(METHODS) else None
+        function = getattr(self, method, None) if method.startswith(FAMILIES) or method in OTHERS else None
         if function is None:
             raise InvalidError(f"there is no call {method!r}; this artfs may be newer than the store's owner")
         try:
@@ -263,7 +267,8 @@ class Service(FileCalls):
         return sorted(found, key=lambda item: str(item["path"]))
 
     async def status(self) -> dict[str, Any]:
-        """`trouble`: why commits fail at present; `failure`: why the store takes no more changes.  Empty if all is well."""
+        """`trouble`: why commits fail at present; `failure`: why the store takes no more changes.  Empty if
+        all is well."""
         store = self.store
         statistics = asdict(store.shard.statistics())
         trouble, failure = statistics.pop("trouble"), statistics.pop("failure")
@@ -317,6 +322,3 @@ def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "description": checkpoint.description,
         "labels": dict(checkpoint.labels),
     }
-
-
-__all__ = ["Caller", "Service", "UnavailableError", "connect", "serving"]

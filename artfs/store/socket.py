@@ -1,22 +1,23 @@
 """The owner's socket, `<root>/owner.sock`: calls on a store from other processes of this host.
 
-A frame is two lengths (32 bits each, little-endian), a JSON document, and bytes.  Bytes among the arguments or as the
-result travel behind the document, which says where.
+Frames (see `artfs.store.frames`) hold a JSON document, and behind it the bytes among the arguments, or those
+that are the result.
 
     →  {"id": n, "call": method, "arguments": {…}, "bytes": {argument: length, …}}
     ←  {"id": n}                                       every `ALIVE` seconds while the call runs
-    ←  {"id": n, "result": …} | {"id": n, "bytes": length} | {"id": n, "error": {"class", "message", "errno", "path"}}
+    ←  {"id": n, "result": …} | {"id": n, "bytes": length}
+    ←  {"id": n, "error": {"class": …, "message": …, "errno": …, "path": …}}
     ←  {"bye": reason}                                 calls that have no answer yet were not begun
 
-A connection has one call at a time; connections are served at once.  Who may connect: root, and the owner of the
-store's directory (SO_PEERCRED).  Whose connection ends loses what it had begun to write; a call that is running goes on.
+A connection has one call at a time; connections are served at once.  Who may connect: root, and the owner of
+the store's directory (SO_PEERCRED).  Whose connection ends loses what it had begun to write; a call that is
+running goes on if it changes something.
 
 A client that hears nothing for `SILENCE` seconds gives up: the owner is stopped, or stuck.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import socket
@@ -30,19 +31,21 @@ import anyio
 from anyio import to_thread
 from anyio.abc import SocketAttribute, SocketStream, TaskStatus
 
-from artfs.errors import ArtfsError, BusyError, DeniedError, FsError, InvalidError, UnavailableError
-from artfs.vfs import PathError
+from artfs.errors import ArtfsError, BusyError, DeniedError, InvalidError, UnavailableError
+from artfs.store.frames import Frames, encode, pack_error, unpack_error
 
 log = logging.getLogger(__name__)
 
 NAME = "owner.sock"
-LENGTHS = struct.Struct("<II")
+PING = "ping"
+"""The call that does nothing."""
 CREDENTIALS = struct.Struct("3i")
 ALIVE = 1.0
 SILENCE = 5.0
 REQUEST_MAX = 32 << 20
 """Bytes of a request, its document and the rest."""
-RECEIVE = 1 << 18
+GONE = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError)
+"""How a connection says that the other end is no more."""
 LARGE = 1000
 """Lists from this length on are encoded in a thread."""
 
@@ -53,74 +56,6 @@ class Calls(Protocol):
     async def call(self, method: str, /, **arguments: Any) -> Any: ...
 
     async def aclose(self) -> None: ...
-
-
-# frames
-def encode(document: dict[str, Any], data: bytes = b"") -> bytes:
-    text = json.dumps(document, separators=(",", ":")).encode()
-    return LENGTHS.pack(len(text), len(data)) + text + data
-
-
-class Frames:
-    """Frames of a stream.  `limit`: the longest that is read."""
-
-    def __init__(self, stream: SocketStream, limit: int = 1 << 33) -> None:
-        self.stream = stream
-        self.limit = limit
-        self._buffer = bytearray()
-
-    async def read(self, silence: float | None = None) -> tuple[dict[str, Any], bytes]:
-        """Errors: anyio.EndOfStream, anyio.BrokenResourceError; InvalidError for what is no frame; TimeoutError after
-        `silence` seconds without a byte."""
-        await self._fill(LENGTHS.size, silence)
-        first, second = LENGTHS.unpack_from(self._buffer)
-        if first + second > self.limit:
-            raise InvalidError(f"a message of {first + second} bytes is too long; {self.limit} are allowed")
-        end = LENGTHS.size + first + second
-        await self._fill(end, silence)
-        text = bytes(self._buffer[LENGTHS.size : LENGTHS.size + first])
-        data = bytes(self._buffer[LENGTHS.size + first : end])
-        del self._buffer[:end]
-        try:
-            document = json.loads(text)
-        except ValueError:
-            raise InvalidError("a message that is no JSON") from None
-        if not isinstance(document, dict):
-            raise InvalidError("a message that is no JSON object")
-        return document, data
-
-    async def _fill(self, size: int, silence: float | None) -> None:
-        while len(self._buffer) < size:
-            with anyio.fail_after(silence):
-                self._buffer += await self.stream.receive(RECEIVE)
-
-
-def pack_error(error: ArtfsError) -> dict[str, Any]:
-    return {
-        "class": type(error).__name__,
-        "message": str(error),
-        "errno": error.errno,
-        "path": getattr(error, "path", None),
-    }
-
-
-def unpack_error(document: dict[str, Any]) -> ArtfsError:
-    """The error as it was raised at the other end; of a class that is not known here, an ArtfsError."""
-    cls = _classes(ArtfsError).get(str(document.get("class")), ArtfsError)
-    if issubclass(cls, PathError):
-        return PathError(int(document["errno"]), str(document["path"]))
-    if issubclass(cls, FsError):
-        return FsError(int(document["errno"]))
-    error = cls(str(document.get("message")))
-    error.errno = int(document.get("errno", error.errno))
-    return error
-
-
-def _classes(cls: type[ArtfsError]) -> dict[str, type[ArtfsError]]:
-    found = {cls.__name__: cls}
-    for below in cls.__subclasses__():
-        found |= _classes(below)
-    return found
 
 
 # the owner's side
@@ -173,6 +108,8 @@ async def serve(
                     try:
                         async with stream:
                             await _converse(stream, allowed, open_calls)
+                    except Exception:
+                        log.exception("a connection failed")
                     finally:
                         server.left()
 
@@ -183,6 +120,7 @@ async def serve(
                 task_status.started(server)
                 await accept()
                 _remove(folder)
+                await listener.aclose()
                 await anyio.sleep_forever()
         finally:
             _remove(folder)
@@ -215,38 +153,50 @@ async def _converse(stream: SocketStream, allowed: set[int], open_calls: Callabl
         except InvalidError as error:  # what follows cannot be told apart
             await stream.send(encode({"id": 0, "error": pack_error(error)}))
         except anyio.get_cancelled_exc_class():
-            with anyio.CancelScope(shield=True), anyio.move_on_after(ALIVE):
+            with anyio.move_on_after(ALIVE, shield=True), suppress(*GONE):
                 await stream.send(encode({"bye": f"process {os.getpid()} owns the store no longer"}))
             raise
         finally:
             with anyio.CancelScope(shield=True):
                 await calls.aclose()
-    except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+    except GONE:
         return
 
 
 async def _answer(stream: SocketStream, calls: Calls, document: dict[str, Any], data: bytes) -> None:
-    """Run a call to its end, whatever becomes of the connection meanwhile, and send what it gives."""
+    """Run a call and send what it gives.  Whose caller has gone is cancelled, if it may be."""
     id = document.get("id")
-    reply = b""
+    sending = anyio.Lock()
+    alive = anyio.CancelScope(shield=True)
+    sent = False
 
     async def stay_alive() -> None:
-        while True:
-            await anyio.sleep(ALIVE)
-            with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
-                await stream.send(encode({"id": id}))
+        with alive, suppress(*GONE):
+            while True:
+                await anyio.sleep(ALIVE)
+                async with sending:
+                    await stream.send(encode({"id": id}))
+        if not alive.cancel_called:
+            tasks.cancel_scope.cancel()
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(stay_alive)
-        reply = await _run(calls, id, document, data)
-        tasks.cancel_scope.cancel()
-    await stream.send(reply)
+        try:
+            reply = await _run(calls, id, document, data)
+        finally:
+            alive.cancel()
+        with anyio.move_on_after(SILENCE, shield=True), suppress(*GONE):
+            async with sending:
+                await stream.send(reply)
+                sent = True
+    if not sent:
+        raise anyio.BrokenResourceError
 
 
 async def _run(calls: Calls, id: Any, document: dict[str, Any], data: bytes) -> bytes:
     try:
         method, arguments = _arguments(document, data)
-        result = await calls.call(method, **arguments)
+        result = None if method == PING else await calls.call(method, **arguments)
     except ArtfsError as error:
         return encode({"id": id, "error": pack_error(error)})
     except Exception as error:
@@ -317,7 +267,7 @@ class Client:
             os.close(folder)
         client = Client(root, stream)
         try:
-            await client.call("ping")
+            await client.call(PING)
         except UnavailableError:  # it ended just now
             await client.aclose()
             return None
@@ -328,7 +278,8 @@ class Client:
         return client
 
     async def call(self, method: str, /, **arguments: Any) -> Any:
-        """Errors: those of the call; UnavailableError if the owner has gone, BusyError if it does not answer."""
+        """Errors: those of the call; UnavailableError if the owner has gone, BusyError if it does not
+        answer."""
         async with self._lock:
             if self._lost:
                 raise UnavailableError(f"the connection to process {self.pid} is lost; connect again")
@@ -363,13 +314,13 @@ class Client:
                     raise UnavailableError(f"{reply['bye']}; the call was not begun, try again")
         except TimeoutError as error:
             raise BusyError(
-                f"the store {self.root} is in use by process {self.pid}, which has not answered for {SILENCE:g} s; "
-                "let it go on (is it stopped?), or end it"
+                f"the store {self.root} is in use by process {self.pid}, which has not answered for "
+                f"{SILENCE:g} s; let it go on (is it stopped?), or end it"
             ) from error
-        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+        except GONE as error:
             raise UnavailableError(
-                f"process {self.pid}, which owned the store {self.root}, has gone; whether the call was done is not known, "
-                "try again"
+                f"process {self.pid}, which owned the store {self.root}, has gone; whether the call was done "
+                "is not known, try again"
             ) from error
 
     async def aclose(self) -> None:

@@ -280,7 +280,7 @@ class Store:
 
     async def delete_session(self, sandbox: str, id: str) -> None:
         """It is gone at once; its namespaces follow.  Errors: NotFoundError."""
-        await self._reap_session(self.sessions.delete(sandbox, id))
+        await self._reap_session(await to_thread.run_sync(self.sessions.delete, sandbox, id))
 
     async def _reap_session(self, session: Session) -> None:
         folder = scope_dir(Scope.SESSION, session.id)
@@ -288,7 +288,7 @@ class Store:
             await self.destroy_namespace(namespace, for_good=True)
         for namespace in [n for n in self.catalogue.trash() if n.place == (session.sandbox, folder)]:
             await self.destroy_namespace(namespace, for_good=True)
-        self.sessions.reaped(session.sandbox, session.id)
+        await to_thread.run_sync(self.sessions.reaped, session.sandbox, session.id)
         for surface in self.surfaces:
             await surface.scope_ended(session.sandbox, folder)
 
@@ -341,7 +341,7 @@ class Store:
         """Delete what has expired by now; returns how many namespaces and sessions."""
         now = time_ns()
         count = 0
-        for session in self.sessions.expire_due():
+        for session in await to_thread.run_sync(self.sessions.expire_due):
             await self._reap_session(session)
             count += 1
         for namespace in list(self.catalogue.by_serial.values()):

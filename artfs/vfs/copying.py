@@ -1,8 +1,8 @@
 """Copies of files and trees, within a namespace by sharing their bytes, else part by part.
 
-Modes (without set-id bits), times and `user.` attributes come along, holes stay holes; owners are those of what the API
-makes; names of one file become files of their own.  A directory is built under a name of its own beside its target and
-then renamed, so that it shows up whole; on failure that is removed again.
+Modes (without set-id bits), times and `user.` attributes come along, holes stay holes; owners are those of
+what the API makes; names of one file become files of their own.  A directory is built under a name of its own
+beside its target and then renamed, so that it shows up whole; on failure that is removed again.
 """
 
 from __future__ import annotations
@@ -31,14 +31,16 @@ STAGING = b".artfs-copy-"
 
 
 async def copy(origin: Files, source: bytes, files: Files, target: bytes) -> None:
-    """`target`, or a name in it if it is a directory, becomes a copy of what `source` leads to.  A file that is there is
-    replaced at once.  Errors: NotFoundError, ExistsError (a directory onto a name that is taken), PathError EISDIR (a file
-    onto a directory), EINVAL (onto itself, into itself, a special file), and as `Files`."""
+    """`target`, or a name in it if it is a directory, becomes a copy of what `source` leads to.  A file that
+    is there is replaced at once.  Errors: NotFoundError, ExistsError (a directory onto a name that is taken),
+    PathError EISDIR (a file onto a directory), EINVAL (onto itself, into itself, a special file), and as
+    `Files`."""
     await Copying(origin, files).copy(source, target)
 
 
 class Copying:
-    """From `origin` into `files`; they may be the same namespace.  `tree` is what is read: a checkpoint's, perhaps."""
+    """From `origin` into `files`; they may be the same namespace.  `tree` is what is read: a checkpoint's,
+    perhaps."""
 
     def __init__(self, origin: Files, files: Files) -> None:
         self.origin = origin
@@ -72,7 +74,7 @@ class Copying:
             folder = old
             name = here.name or os.fsencode(self.origin.namespace.entry)
             old = tree.lookup(folder, name)
-        if old is node or old is not None and (is_folder or old.kids is not None):
+        if old is node or (old is not None and (is_folder or old.kids is not None)):
             raise FsError(errno.EINVAL if old is node else errno.EEXIST if is_folder else errno.EISDIR)
         if is_folder and self.tree is tree:
             self._not_below(node, folder)

@@ -1,12 +1,14 @@
 """Files of one namespace by path, on any loop that anyio knows.
 
-Paths are bytes, from the namespace's root; see `artfs.vfs.walk` for what they may lead through.  `.checkpoints/NAME` is
-what a checkpoint saw, read-only.  Nothing here asks who calls.
+Paths are bytes, from the namespace's root; see `artfs.vfs.walk` for what they may lead through.
+`.checkpoints/NAME` is what a checkpoint saw, read-only.  Nothing here asks who calls.
 
-Each step is one plain function of the tree: others see it whole or not at all.  What consists of many steps (`remove`
-with `recursive`, `copy` of a directory) is not one moment, but a copy shows up only when it is complete.
+Each step is one plain function of the tree: others see it whole or not at all.  What consists of many steps
+(`remove` with `recursive`, `copy` of a directory) is not one moment, but a copy shows up only when it is
+complete.
 
-What a call makes belongs to the namespace's uid and gid, less its umask.  Whoever caches names is told (`changed`).
+What a call makes belongs to the namespace's uid and gid, less its umask.  Whoever caches names is told
+(`changed`).
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from anyio.lowlevel import checkpoint
 from artfs.errors import FsError
 from artfs.vfs.open import Reading, Writing
 from artfs.vfs.stat import Stat, path_error, stat_of
-from artfs.vfs.walk import folder_at, found, parts_of, walk
+from artfs.vfs.walk import found, parts_of, walk
 from artfs.volume.catalogue import Namespace
 from artfs.volume.inodes import ROOT
 from artfs.volume.node import Dentry, Node
@@ -148,8 +150,8 @@ class Files:
 
     # writing
     async def begin(self, path: bytes, *, parents: bool = False, mode: int = 0o666) -> Writing:
-        """Begin to write a file, which takes the place of one that is there, with its mode, owner and attributes.
-        `parents`: make the directories that it lacks."""
+        """Begin to write a file, which takes the place of one that is there, with its mode, owner and
+        attributes. `parents`: make the directories that it lacks."""
         with self.naming(path):
             self.writable(path)
             if parents and len(parts_of(path)) > 1:
@@ -157,7 +159,7 @@ class Files:
 
             def work() -> Writing:
                 spot = walk(self.tree, path)
-                if not spot.name or spot.node is not None and not spot.node.is_file:
+                if not spot.name or (spot.node is not None and not spot.node.is_file):
                     raise FsError(
                         errno.EISDIR if spot.node is None or spot.node.kids is not None else errno.EINVAL
                     )
@@ -230,8 +232,8 @@ class Files:
             await self.changed(await run(work, b"/".join(parts[:count]), count == len(parts)))
 
     async def rename(self, source: bytes, target: bytes, *, replace: bool = True) -> None:
-        """rename(2): of the names themselves, not of what symlinks lead to; `replace=False`: ExistsError if there is
-        a `target`."""
+        """rename(2): of the names themselves, not of what symlinks lead to; `replace=False`: ExistsError if
+        there is a `target`."""
         with self.naming(source):
             self.writable(source)
             await run(found, self.tree, source, False)
@@ -299,7 +301,8 @@ class Files:
             stack.pop()
 
     def _empty(self, ino: int, names: list[tuple[Node, bytes]]) -> list[tuple[int, bytes, int]]:
-        """Remove some of a directory's files, and put them into `names`; a directory in it, if only those are left."""
+        """Remove some of a directory's files, and put them into `names`; a directory in it, if only those are
+        left."""
         tree = self.tree
         try:
             folder = tree.node(ino)

@@ -1,10 +1,11 @@
 """Files that stay open over more than one call.
 
-Nodes are only looked at within one plain function; what stays open is *pinned* (`looks`), so that it is not evicted and
-an inode without a name is not dropped.  A restore or the end of the namespace makes it void: ESTALE.
+Nodes are only looked at within one plain function; what stays open is *pinned* (`looks`), so that it is not
+evicted and an inode without a name is not dropped.  A restore or the end of the namespace makes it void:
+ESTALE.
 
-What is being written is an inode without a name, in the place of which nothing shows until `finish`; a crash before
-that leaves an orphan, which the next owner drops.
+What is being written is an inode without a name, in the place of which nothing shows until `finish`; a crash
+before that leaves an orphan, which the next owner drops.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ class Pinned:
 
 
 class Reading(Pinned):
-    """A regular file, as it is from read to read; replacing it under its name does not change what is read here."""
+    """A regular file, as it is from read to read; replacing it under its name does not change what is read
+    here."""
 
     async def read(self, offset: int, length: int) -> bytes:
         """Up to `length` bytes.  Errors: FsError ESTALE, EIO."""
@@ -120,7 +122,8 @@ class Writing(Pinned):
         self.size = 0
 
     async def write(self, data: bytes | memoryview) -> int:
-        """The next bytes; returns how many there are by now.  Errors: FsError ENOSPC, EFBIG, EROFS, ESTALE, EIO."""
+        """The next bytes; returns how many there are by now.  Errors: FsError ENOSPC, EFBIG, EROFS, ESTALE,
+        EIO."""
         view = memoryview(data).cast("B")
         for at in range(0, len(view), PART):
             self.size += await run(self._write, view[at : at + PART])

@@ -45,8 +45,8 @@ def path_error(error: FsError, path: str) -> ArtfsError:
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """`mode` with the type's bits; `ino` as a mount shows it; times in nanoseconds since 1970; `allocated` in bytes;
-    `target` of a symlink, else empty."""
+    """`mode` with the type's bits; `ino` as a mount shows it; times in nanoseconds since 1970; `allocated` in
+    bytes; `target` of a symlink, else empty."""
 
     name: bytes
     ino: int

@@ -1,7 +1,8 @@
 """Paths within one tree: from a path to what it names.
 
-Symlinks are followed within the tree and never lead out of it: an absolute target begins at the tree's root, and `..`
-of the root is the root.  A function of a tree, as those of `artfs.volume.tree`: plain, and it may raise `MustWait`.
+Symlinks are followed within the tree and never lead out of it: an absolute target begins at the tree's root,
+and `..` of the root is the root.  A function of a tree, as those of `artfs.volume.tree`: plain, and it may
+raise `MustWait`.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ LINKS_MAX = 40
 
 
 class Spot(NamedTuple):
-    """Where a path ends: a name in a directory, and its node, None if there is none.  `name` is empty where the path
-    ends in a directory by another way than by its name: the root, or `..`."""
+    """Where a path ends: a name in a directory, and its node, None if there is none.  `name` is empty where
+    the path ends in a directory by another way than by its name: the root, or `..`."""
 
     folder: Node
     name: bytes
@@ -33,7 +34,8 @@ def parts_of(path: bytes) -> list[bytes]:
 
 
 def walk(tree: Tree, path: bytes, follow: bool = True) -> Spot:
-    """`follow`: also a symlink at the end.  Only the last name may be missing, that of a symlink's target included.
+    """`follow`: also a symlink at the end.  Only the last name may be missing, that of a symlink's target
+    included.
     Errors: FsError ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG; MustWait."""
     if len(path) >= PATH_MAX:
         raise FsError(errno.ENAMETOOLONG)

@@ -35,6 +35,7 @@ from pathlib import Path
 from secrets import randbits
 from struct import Struct
 from struct import error as StructError
+from time import perf_counter_ns
 from typing import Protocol
 
 from xxhash import xxh3_64_intdigest
@@ -53,6 +54,9 @@ SHARE = Struct(">cQQQQQ")
 CHECKPOINT = Struct(">cI")
 LARGEST = 2 << 20
 """No record is longer than this: a write of 1 MiB with its rows."""
+
+WINDOW = 4 << 20
+"""Bytes that are read ahead of the place of the next record."""
 
 
 class Log(Protocol):
@@ -80,7 +84,7 @@ class NoJournal:
 class Journal:
     """See the module.  `used` grows by `append` and shrinks by `free`; at `soft` writers wait, at `hard` all do."""
 
-    __slots__ = ("check", "fd", "hard", "path", "position", "size", "soft", "tail", "used")
+    __slots__ = ("_cached", "check", "fd", "hard", "path", "position", "size", "soft", "tail", "used")
 
     def __init__(self, path: Path, size: int) -> None:
         self.path = path
@@ -90,6 +94,7 @@ class Journal:
             self._fill(size)
         self.position = self.tail = self.used = 0
         self.check = 0
+        self._cached = 0
         self.hard = self.size - LARGEST
         self.soft = self.size - max(self.size // 8, 2 * LARGEST)
 
@@ -114,6 +119,8 @@ class Journal:
         need = RECORD.size + rows + length
         at = self.position % self.size
         rest = self.size - at
+        if self.position + WINDOW > self._cached:
+            self._fetch()
         if rest < need:
             if rest >= RECORD.size:
                 os.pwrite(self.fd, RECORD.pack(SKIP, 0, 0, 0), at)
@@ -132,6 +139,16 @@ class Journal:
         self.position += need
         self.used += need
 
+    def _fetch(self) -> None:
+        """Have the pages that come next read ahead: a record that begins in a page that is not cached waits for the
+        disk (80 µs instead of 4)."""
+        start = max(self._cached, self.position)
+        self._cached = start + WINDOW
+        at = start % self.size
+        os.posix_fadvise(self.fd, at, WINDOW, os.POSIX_FADV_WILLNEED)
+        if at + WINDOW > self.size:
+            os.posix_fadvise(self.fd, 0, at + WINDOW - self.size, os.POSIX_FADV_WILLNEED)
+
     def free(self, position: int) -> None:
         """All before `position` is in the engine."""
         self.tail = position
@@ -146,6 +163,8 @@ class Journal:
         self.position = self.tail = int(position)
         self.used = 0
         self.check = int(check)
+        self._cached = 0
+        self._fetch()
 
     def restart(self) -> None:
         """Begin a new chain: no record that lies in the ring can follow one that is appended from here on."""
@@ -183,6 +202,21 @@ class Journal:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+class TimedJournal(Journal):
+    """Counts the nanoseconds that appending takes."""
+
+    __slots__ = ("nanoseconds",)
+
+    def __init__(self, path: Path, size: int) -> None:
+        super().__init__(path, size)
+        self.nanoseconds = 0
+
+    def append(self, serial: int, body: bytes, data: bytes | memoryview = b"") -> None:
+        start = perf_counter_ns()
+        super().append(serial, body, data)
+        self.nanoseconds += perf_counter_ns() - start
 
 
 def entries(body: bytes) -> Iterator[tuple[bytes, int, int]]:

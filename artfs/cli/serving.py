@@ -1,0 +1,115 @@
+"""Serving a mount: the store, its socket and the driver together, until the mount is taken away."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import anyio
+from anyio import to_thread
+from anyio.abc import CancelScope
+
+from artfs.cli import mounttable
+from artfs.cli.mounting import Plan
+from artfs.errors import ArtfsError, BusyError
+from artfs.fuse.mount import Mount, Options
+from artfs.grid import parse_path
+from artfs.settings import parse_principal
+from artfs.store.opening import open_store
+from artfs.store.service import serving
+from artfs.store.store import Store
+from artfs.types import ADMIN, Principal
+
+log = logging.getLogger(__name__)
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+DETACHED = 1.0
+"""Seconds for programs that are still in a mount that was told to end."""
+
+
+class GridMount(Mount):
+    """A mount whose source names its store: see `artfs.cli.mounttable`."""
+
+    def __init__(self, store: Store, plan: Plan, options: Options) -> None:
+        super().__init__(store, plan.point, options)
+        self._source = mounttable.source_option(plan.root, plan.part)
+
+    def _mount(self, handlers: Any, options: set[str]) -> None:
+        super()._mount(handlers, options - {"fsname=artfs"} | {self._source})
+
+
+def serve(plan: Plan, ready: Callable[[], None]) -> None:
+    """Errors: ArtfsError; in groups, see `artfs.cli.app.cause`."""
+    anyio.run(_serve, plan, ready, backend="trio")
+
+
+async def _serve(plan: Plan, ready: Callable[[], None]) -> None:
+    role = f"artfs mount {plan.point}"
+
+    def announce() -> None:
+        log.info("%s shows %s of %s", plan.point, plan.part, plan.root)
+        ready()
+
+    async with open_store(plan.root, role) as store:
+        if store.recovered:
+            log.info("recovered %d records of the journal", store.recovered)
+        options = Options(
+            path=parse_path(plan.part),
+            principal=principal(store, plan),
+            checked=plan.checked,
+            allow_other=plan.allow_other,
+            extra=plan.passed,
+        )
+        mount = GridMount(store, plan, options)
+        async with serving(store, role):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_end_on_signal, plan, tasks.cancel_scope)
+                await mount.serve(announce)
+                tasks.cancel_scope.cancel()
+            log.info("unmounted; committing what is left")
+            with anyio.CancelScope(shield=True):
+                await _commit(store)
+    log.info("done")
+
+
+def principal(store: Store, plan: Plan) -> Principal:
+    """Whom the mount serves.  Errors: NotFoundError and ExpiredError for a session that is not alive."""
+    if plan.who is None:
+        return ADMIN
+    found = parse_principal(plan.who, plan.sandbox or store.settings.sandbox)
+    if found.session is not None and found.sandbox is not None:
+        store.session(found.sandbox, found.session)
+    return found
+
+
+async def _commit(store: Store) -> None:
+    """While the socket still tells how much is left; closing the store tries again, and reports."""
+    try:
+        await store.shard.commit()
+    except ArtfsError as error:
+        log.warning("%s", error)
+
+
+async def _end_on_signal(plan: Plan, scope: CancelScope) -> None:
+    with anyio.open_signal_receiver(*SIGNALS) as signals:
+        async for number in signals:
+            log.info("%s: unmounting", signal.Signals(number).name)
+            try:
+                await _unmount(str(plan.point))
+            except (ArtfsError, OSError) as error:
+                log.warning("%s", error)
+            # If it has not ended by itself, programs are still in it.
+            await anyio.sleep(DETACHED)
+            scope.cancel()
+
+
+async def _unmount(point: str) -> None:
+    try:
+        await to_thread.run_sync(mounttable.unmount, point, abandon_on_cancel=True)
+    except BusyError:
+        log.warning("programs have files open in the mount; it is taken away from them")
+        await to_thread.run_sync(mounttable.sync, point, abandon_on_cancel=True)
+        lazily = partial(mounttable.unmount, point, lazy=True)
+        await to_thread.run_sync(lazily, abandon_on_cancel=True)

@@ -1,0 +1,134 @@
+"""`artfs init`, `status`, `stats`, `fsck`, `doctor`, `version`: the store and the machine."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict
+from importlib import metadata
+from typing import Any
+
+from artfs import __version__
+from artfs.cli.context import Context
+from artfs.cli.parsing import Commands
+from artfs.cli.values import size
+
+DAMAGED = 6
+
+
+def add(commands: Commands) -> None:
+    parser = commands.add(
+        "init",
+        init,
+        "make a store",
+        ["artfs init", "artfs --root /srv/store init --block-size 262144"],
+        description="`artfs mount` makes one, too, if there is none.",
+    )
+    parser.add_argument(
+        "--block-size", type=int, metavar="BYTES", help="a power of two, 131072 to 4194304 (default: 1048576)"
+    )
+    for name, function, help in (
+        ("status", status, "what the store holds, who owns it, and whether it is well"),
+        ("stats", stats, "counters of the store's owner and its mounts"),
+    ):
+        parser = commands.add(name, function, help, [f"artfs {name}", f"artfs {name} ~/grid", f"artfs {name} --json"])
+        parser.add_argument("path", metavar="MOUNT", nargs="?", help="the store of that mount")
+    parser = commands.add(
+        "fsck",
+        fsck,
+        "check every rule of the store's format; exit code 6 if something is wrong",
+        ["artfs fsck", "artfs fsck --data --repair"],
+        description="The store must not be mounted, or otherwise in use.",
+    )
+    parser.add_argument("--repair", action="store_true", help="mend what can be mended without inventing bytes")
+    parser.add_argument("--data", action="store_true", help="read all data and compare them with their hashes")
+    commands.add(
+        "doctor", doctor, "what this machine lacks, and how to get it", ["artfs doctor", "artfs doctor --json"]
+    )
+    commands.add("version", version, "versions of artfs and what it stands on", ["artfs version --json"])
+
+
+def init(ctx: Context) -> None:
+    from artfs.settings import create_store
+
+    chosen = {} if ctx.args.block_size is None else {"block_size": ctx.args.block_size}
+    made = create_store(ctx.root, **chosen)
+    ctx.out.result({"root": str(ctx.root), **made.model_dump()}, [str(ctx.root)])
+    if not ctx.out.json:
+        ctx.out.say("an empty store; `artfs mount DIR` shows it as a directory")
+
+
+def status(ctx: Context) -> int:
+    if ctx.args.path is not None:
+        ctx.locate(ctx.args.path)
+    found = ctx.call("status")
+    owner, numbers = found["owner"], found["statistics"]
+    lines = [
+        f"store        {found['root']} (format {found['format']})",
+        f"state        {found['failure'] or found['trouble'] or 'well'}",
+        f"owner        process {owner['pid']} ({owner['role']})",
+        f"mounted at   {', '.join(found['mounts']) or '-'}",
+        f"holds        {found['namespaces']} namespaces, {found['sessions']} sessions, {found['trash']} in the trash",
+        f"journal      {size(numbers['journal_used'])} of {size(numbers['journal_size'])} wait for a commit",
+    ]
+    ctx.out.result(found, lines)
+    return DAMAGED if found["failure"] else 0
+
+
+def stats(ctx: Context) -> None:
+    if ctx.args.path is not None:
+        ctx.locate(ctx.args.path)
+    found = ctx.call("stats")
+    ctx.out.result(found, [f"{name:<28} {value}" for name, value in _flat(found)])
+
+
+def _flat(document: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    lines = []
+    for name, value in document.items():
+        if isinstance(value, dict):
+            lines += _flat(value, f"{prefix}{name}.")
+        else:
+            lines.append((prefix + name, value if isinstance(value, str) else json.dumps(value)))
+    return lines
+
+
+def fsck(ctx: Context) -> int:
+    from artfs.settings import read_store
+    from artfs.volume.fsck import check
+
+    read_store(ctx.root)
+    with ctx.out.progress("fsck") as line:
+        report = check(ctx.root, repair=ctx.args.repair, data=ctx.args.data, progress=line.steps)
+    document = {"ok": report.ok, **asdict(report)}
+    lines = [
+        f"{'repaired ' if problem.repaired else ''}{problem.kind}: {problem.where}: {problem.what}"
+        for problem in report.problems
+    ]
+    mended = sum(problem.repaired for problem in report.problems)
+    left = len(report.problems) - mended
+    lines.append("  ".join(f"{name} {count}" for name, count in report.counts.items()))
+    lines.append("the store is clean" if not report.problems else f"{left} problems left, {mended} repaired")
+    ctx.out.result(document, filter(None, lines))
+    if left and not ctx.args.repair:
+        ctx.out.say("`artfs fsck --repair` mends what can be mended")
+    return 0 if report.ok else DAMAGED
+
+
+def doctor(ctx: Context) -> int:
+    from artfs.cli.doctor import doctor as examine
+
+    return examine(ctx.root, ctx.out.json)
+
+
+def version(ctx: Context) -> None:
+    from artfs.cli.machine import PACKAGES
+    from artfs.settings import FORMAT
+
+    found: dict[str, Any] = {"artfs": __version__, "format": FORMAT, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    found["kernel"] = platform.release()
+    ctx.out.result(found, [f"{name:<9} {value or 'not installed'}" for name, value in found.items()])
