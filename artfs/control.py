@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from artfs.meta import Checkpoint
 
 NAME = 256
+Place = str | os.PathLike[str] | int
+"""A path, or an open descriptor."""
 REQUEST = Struct(f"<{NAME}s{NAME}sQQQQ16s")
 
 
@@ -73,27 +75,27 @@ def pack_result(checkpoint: Checkpoint | None) -> bytes:
     )
 
 
-def checkpoint(path: str | int, name: str = "", description: str = "") -> Result:
+def checkpoint(path: Place, name: str = "", description: str = "") -> Result:
     """Make a checkpoint of the namespace that holds `path` (or the open descriptor).  Errors: OSError."""
     return _call(path, CHECKPOINT, name, description)
 
 
-def restore(path: str | int, name: str) -> Result:
+def restore(path: Place, name: str) -> Result:
     """Restore it; returns the safety checkpoint.  Errors: OSError, ENOENT for an unknown one."""
     return _call(path, RESTORE, name)
 
 
-def delete(path: str | int, name: str) -> Result:
+def delete(path: Place, name: str) -> Result:
     """Errors: OSError, ENOENT for an unknown one."""
     return _call(path, DELETE, name)
 
 
-def clone(path: str | int, name: str, checkpoint: str = "") -> None:
+def clone(path: Place, name: str, checkpoint: str = "") -> None:
     """Branch the namespace, or one of its checkpoints, as namespace `name` in the same scope.  Errors: OSError."""
     _call(path, CLONE, name, checkpoint)
 
 
-def _call(path: str | int, command: int, name: str, other: str = "") -> Result:
+def _call(path: Place, command: int, name: str, other: str = "") -> Result:
     with _descriptor(path) as fd:
         answer = fcntl.ioctl(fd, command, pack_names(name, other))
     found, _, epoch, created, size, inodes, _ = REQUEST.unpack(answer)
@@ -101,7 +103,7 @@ def _call(path: str | int, command: int, name: str, other: str = "") -> Result:
 
 
 @contextmanager
-def _descriptor(path: str | int) -> Iterator[int]:
+def _descriptor(path: Place) -> Iterator[int]:
     if isinstance(path, int):
         yield path
         return

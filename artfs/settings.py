@@ -67,7 +67,7 @@ class Settings(_Value):
     """From store.json; it can be set nowhere else."""
 
     # the log and its commits
-    journal_size: int = Field(default=64 * MIB, ge=8 * MIB)
+    journal_size: int = Field(default=128 * MIB, ge=8 * MIB)
     """Of the journal: how much may be acknowledged before the engine has it.  A multiple of 4096."""
     commit_interval: float = Field(default=1.0, gt=0, le=60)
     """Seconds between commits to the engine, at most."""

@@ -254,7 +254,7 @@ class Reference:
         if kill:
             self._kill(file)
 
-    def fallocate(self, file: File, mode: int, offset: int, length: int) -> None:
+    def fallocate(self, file: File, mode: int, offset: int, length: int, *, kill: bool = False) -> None:
         if mode not in (0, KEEP_SIZE, PUNCH_HOLE | KEEP_SIZE, ZERO_RANGE, ZERO_RANGE | KEEP_SIZE):
             fail(errno.EOPNOTSUPP)
         self._require_file(file)
@@ -271,8 +271,12 @@ class Reference:
             part = file.kinds[offset:end]
             file.kinds[offset:end] = part.replace(bytes((HOLE,)), bytes((ALLOCATED,)))
         file.mtime = None
+        if kill:
+            self._kill(file)
 
-    def copy_range(self, source: File, start: int, target: File, offset: int, length: int) -> int:
+    def copy_range(
+        self, source: File, start: int, target: File, offset: int, length: int, *, kill: bool = False
+    ) -> int:
         if not source.regular or not target.regular:
             fail(errno.EISDIR if source.kids is not None or target.kids is not None else errno.EINVAL)
         length = min(length, max(len(source.data) - start, 0))
@@ -288,7 +292,7 @@ class Reference:
         # Zeros that are only allocated are a hole in the copy.
         target.kinds[offset : offset + length] = kinds.replace(bytes((ALLOCATED,)), bytes((HOLE,)))
         target.mtime = None
-        if target.mode & (S_ISUID | S_ISGID):
+        if kill:
             self._kill(target)
         return length
 

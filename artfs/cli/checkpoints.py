@@ -35,7 +35,7 @@ def add(commands: Commands) -> None:
         "restore",
         restore,
         "make a namespace what it was; a checkpoint for safety is taken first",
-        ["artfs checkpoint restore . v1", "artfs checkpoint restore . ~restore-20260101-120000   undoes a restore"],
+        ["artfs checkpoint restore . v1", "artfs checkpoint restore . ~restore-20260101T120000Z   undoes a restore"],
         paths=True,
     )
     _path(parser)
@@ -80,14 +80,12 @@ def create(ctx: Context) -> None:
     args = ctx.args
     path, labels = ctx.locate(args.path), pairs(args.label)
     made = ctx.call("checkpoint_create", path=path, name=args.name, description=args.description, labels=labels)
-    ctx.out.result(made, [made["name"] or made["id"]])
+    ctx.out.result(made, [made["id"]])
 
 
 def list_(ctx: Context) -> None:
     found = ctx.call("checkpoint_list", path=ctx.locate(ctx.args.path), all=ctx.args.all)
-    rows = [
-        (c["name"] or c["id"], moment(c["created"]), size(c["bytes"]), str(c["inodes"]), _remarks(c)) for c in found
-    ]
+    rows = [(c["id"], moment(c["created"]), size(c["bytes"]), str(c["inodes"]), _remarks(c)) for c in found]
     ctx.out.rows(found, ("NAME", "CREATED", "SIZE", "INODES", "REMARKS"), rows, (2, 3))
     if not found:
         ctx.out.say("there is no checkpoint; `artfs checkpoint create` makes one")
@@ -113,7 +111,7 @@ def restore(ctx: Context) -> None:
 
 def delete(ctx: Context) -> None:
     gone = ctx.call("checkpoint_delete", path=ctx.locate(ctx.args.path), name=ctx.args.name)
-    ctx.out.result({"deleted": gone["name"] or gone["id"]})
+    ctx.out.result({"deleted": gone["id"]})
     if not ctx.out.json:
         ctx.out.say(f"checkpoint {gone['name'] or gone['id']} is deleted")
 

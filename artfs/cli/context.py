@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _ID = re.compile(r"ns-[0-9a-f]{12}")
-_DOTTED = (".", "..", "./", "../")
+_DOTTED = (".", "..")
 
 
 class Context:
@@ -51,7 +51,7 @@ class Context:
         """The grid path (or id) that `text` means.  Errors: InvalidError, BusyError for a dead mount."""
         if not text:
             raise InvalidError("a path cannot be empty; `grid` is the root of the grid")
-        found = locate(text, os.getcwd, mounttable.read_mounts)
+        found = locate(text, mounttable.read_mounts)
         if found is None:
             return text
         root, path = found
@@ -79,28 +79,35 @@ class Context:
         return self.ask(lambda caller: caller.call(method, **arguments))
 
 
-def locate(text: str, cwd: Callable[[], str], mounts: Callable[[], list[mounttable.Entry]]) -> tuple[Path, str] | None:
+def is_namespace_id(text: str) -> bool:
+    return _ID.fullmatch(text) is not None
+
+
+def locate(text: str, mounts: Callable[[], list[mounttable.Entry]]) -> tuple[Path, str] | None:
     """The store's root and the grid path, if `text` is inside a mount; None if it is to be taken as a grid path."""
-    local = text in _DOTTED or text.startswith(_DOTTED[2:]) or os.path.isabs(text)
-    if os.path.lexists(text):
-        path = os.path.realpath(text)
-    elif _ID.fullmatch(text) or not _has_parent(text):
-        path = None
-    else:
-        path = os.path.join(os.path.realpath(os.path.dirname(text) or cwd()), os.path.basename(text))
-    entry = mounttable.holding(path, mounts()) if path is not None else None
-    if path is not None and entry is not None and entry.ours:
-        if mounttable.is_dead(entry.point):
+    table = mounts()
+    path = os.path.realpath(text)
+    entry = mounttable.holding(path, table)
+    if entry is not None and entry.ours and mounttable.is_dead(entry.point):
+        if not text.startswith("grid/"):
             raise BusyError(f"the mount at {entry.point} is dead; clean it up with `artfs umount {entry.point}`")
-        store = entry.store
-        if store is None:
-            raise InvalidError(f"the mount at {entry.point} does not tell its store; give --root and a grid path")
-        root, top = store
-        below = path[len(entry.point.rstrip("/")) :]
-        return root, top + below
-    if local and not os.path.isabs(text):
+    elif os.path.lexists(text) or (not is_namespace_id(text.partition("/")[0]) and _has_parent(text)):
+        if not os.path.lexists(text):
+            path = os.path.join(os.path.realpath(os.path.dirname(text) or "."), os.path.basename(text))
+            entry = mounttable.holding(path, table)
+        if entry is not None and entry.ours:
+            return _inside(path, entry)
+    if text in _DOTTED or text.startswith(("./", "../")):
         raise InvalidError(f"{text} is not inside a mount of artfs; give a grid path such as default/shared/web")
     return None
+
+
+def _inside(path: str, entry: mounttable.Entry) -> tuple[Path, str]:
+    store = entry.store
+    if store is None:
+        raise InvalidError(f"the mount at {entry.point} does not tell its store; give --root and a grid path")
+    root, top = store
+    return root, top + path[len(entry.point.rstrip("/")) :]
 
 
 def _has_parent(text: str) -> bool:

@@ -104,7 +104,10 @@ def _child(plan: Plan, writer: int, log: Path) -> None:
 
         reason = cause(error)
         code = getattr(reason, "exit_code", 1)
-        logging.getLogger(__name__).error("the mount has ended", exc_info=error)
+        # Before the mount answered, the parent tells what is wrong.
+        expected = isinstance(reason, ArtfsError) and not told
+        log_error = logging.getLogger(__name__).error
+        log_error("no mount: %s" if expected else "the mount has ended: %s", message(reason), exc_info=not expected)
         if not told:
             tell({"error": message(reason), "code": code})
     finally:

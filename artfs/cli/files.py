@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from artfs.cli.context import Context
+from artfs.cli.context import Context, is_namespace_id
 from artfs.cli.output import Progress
 from artfs.cli.parsing import Commands
 from artfs.cli.values import moment, printable, size, table
@@ -71,7 +71,13 @@ def add(commands: Commands) -> None:
 
 
 def ls(ctx: Context) -> None:
-    entries = ctx.call("fs_list", path=ctx.locate(ctx.args.path))
+    path = ctx.locate(ctx.args.path)
+
+    async def work(caller: Caller) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = await caller.call("fs_list", path=await _place(caller, path))
+        return found
+
+    entries = ctx.ask(work)
     if not ctx.args.long:
         ctx.out.result(entries, [printable(e["name"]) + "/" * (e["type"] == "directory") for e in entries])
         return
@@ -98,11 +104,20 @@ def cat(ctx: Context) -> None:
 
     async def work(caller: Caller) -> None:
         for path in paths:
-            async for part in _parts(caller, path):
+            async for part in _parts(caller, await _place(caller, path)):
                 sys.stdout.buffer.write(part)
         sys.stdout.buffer.flush()
 
     ctx.ask(work)
+
+
+async def _place(caller: Caller, path: str) -> str:
+    """The grid path of `path`, which may begin with the id of a namespace."""
+    id, slash, below = path.partition("/")
+    if not is_namespace_id(id):
+        return path
+    found: dict[str, Any] = await caller.call("ns_info", path=id)
+    return f"{found['grid_path']}{slash}{below}"
 
 
 async def _parts(caller: Caller, path: str) -> AsyncIterator[bytes]:
@@ -117,7 +132,7 @@ async def _parts(caller: Caller, path: str) -> AsyncIterator[bytes]:
 
 
 def put(ctx: Context) -> None:
-    source, target = ctx.args.source, ctx.locate(ctx.args.target)
+    source, place = ctx.args.source, ctx.locate(ctx.args.target)
     if source == STDIO:
         files: list[tuple[Path | None, str]] = [(None, "")]
         folders: list[str] = []
@@ -128,9 +143,10 @@ def put(ctx: Context) -> None:
     counts = {"files": 0, "bytes": 0}
 
     async def work(caller: Caller) -> str:
+        target = await _place(caller, place)
         found = await _stat(caller, target)
         base = target
-        if found is not None and found["type"] == "directory":
+        if found is not None and found["type"] == "directory" and not await _is_blob(caller, target):
             if not name:
                 raise InvalidError(f"{target} is a directory; say what stdin is to be called in it")
             base = f"{target.rstrip('/')}/{name}"
@@ -213,19 +229,33 @@ async def _stat(caller: Caller, path: str) -> dict[str, Any] | None:
         return None
 
 
+async def _is_blob(caller: Caller, path: str) -> bool:
+    """Whether `path` is a namespace that is one file's bytes: it is read and written as that file."""
+    from artfs.grid import parse_path
+
+    place = parse_path(path)
+    if place.path or place.namespace is None:
+        return False
+    found: dict[str, Any] = await caller.call("ns_info", path=path)
+    return bool(found["type"] == "blob")
+
+
 def get(ctx: Context) -> None:
-    source, target = ctx.locate(ctx.args.source), ctx.args.target
+    place, target = ctx.locate(ctx.args.source), ctx.args.target
     if target == STDIO:
         ctx.args.path = [ctx.args.source]
         return cat(ctx)
     counts = {"files": 0, "bytes": 0}
 
     async def work(caller: Caller) -> Path:
+        source = await _place(caller, place)
         found = await caller.call("fs_stat", path=source)
         there = Path(target)
         if there.is_dir():
             there /= os.path.basename(source.rstrip("/"))
-        if found["type"] == "directory":
+        if found["type"] == "directory" and await _is_blob(caller, source):
+            await _get_file(caller, source, there, {"mode": 0o666 & ~_umask()}, counts, line)
+        elif found["type"] == "directory":
             if not ctx.args.recursive:
                 raise InvalidError(f"{ctx.args.source} is a directory; use -r to copy it with all that is in it")
             await _get_tree(caller, source, there, counts, line)
@@ -278,11 +308,22 @@ async def _get_file(
     counts["files"] += 1
 
 
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
 def _join(base: str, below: str) -> str:
     return f"{base.rstrip('/')}/{below}" if below else base
 
 
 def cp(ctx: Context) -> None:
     source, target = ctx.locate(ctx.args.source), ctx.locate(ctx.args.target)
-    ctx.call("fs_copy", source=source, target=target)
+
+    async def work(caller: Caller) -> None:
+        places = {"source": await _place(caller, source), "target": await _place(caller, target)}
+        await caller.call("fs_copy", **places)
+
+    ctx.ask(work)
     ctx.out.result({"source": source, "target": target})

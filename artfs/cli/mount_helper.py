@@ -14,11 +14,18 @@ from dataclasses import dataclass, field
 from artfs.errors import InvalidError
 
 PASSED = frozenset(
-    ["ro", "nosuid", "suid", "nodev", "dev", "noexec", "exec", "sync", "async", "dirsync", "noatime", "nodiratime", "norelatime", "nostrictatime"]
+    {
+        *("ro", "nosuid", "suid", "nodev", "dev", "noexec", "exec", "sync", "async"),
+        *("dirsync", "noatime", "nodiratime", "norelatime", "nostrictatime"),
+    }
 )
 """What libfuse hands to the kernel."""
 NOT_OURS = frozenset(
-    ["defaults", "rw", "auto", "noauto", "user", "nouser", "users", "nousers", "owner", "noowner", "group", "nogroup", "nofail", "_netdev", "atime", "diratime", "relatime", "strictatime", "loud", "iversion", "noiversion", "lazytime", "nolazytime", "allow_root_ignored", "default_permissions", "nomand", "silent"]
+    {
+        *("defaults", "rw", "auto", "noauto", "user", "nouser", "users", "nousers", "owner", "noowner"),
+        *("group", "nogroup", "nofail", "_netdev", "atime", "diratime", "relatime", "strictatime", "loud"),
+        *("silent", "iversion", "noiversion", "lazytime", "nolazytime", "nomand", "default_permissions"),
+    }
 )
 """What is mount(8)'s own, or the default; `default_permissions` is always on."""
 NOT_OURS_VALUES = ("x-", "X-", "comment=", "user=", "uhelper=", "helper=")

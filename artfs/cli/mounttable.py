@@ -142,15 +142,15 @@ def sync(point: str) -> None:
         os.close(descriptor)
 
 
-def mount(source: str, point: str, flags: int, kind: str = "none") -> None:
+def mount(source: str, point: str, flags: int, kind: str = "none", options: str = "") -> None:
     """mount(2).  Errors: OSError."""
-    if _libc().mount(os.fsencode(source), os.fsencode(point), kind.encode(), ctypes.c_ulong(flags), None):
+    if _libc().mount(os.fsencode(source), os.fsencode(point), kind.encode(), ctypes.c_ulong(flags), options.encode()):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), point)
 
 
 def own_mounts() -> None:
-    """Give this process a table of mounts of its own; what it mounts from here on nobody else sees.  Errors: OSError."""
+    """Give this process a table of mounts of its own: what it does to it nobody else sees.  Errors: OSError."""
     if _libc().unshare(CLONE_NEWNS):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

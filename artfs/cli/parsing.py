@@ -51,7 +51,11 @@ class Parser(ArgumentParser):
             cut = head.index("--")
             head, program = head[:cut], head[cut + 1 :]
         defaults: dict[str, Any] = {"json": False, "quiet": False, "verbose": False, "program": program}
-        return self.parse_args(head, argparse.Namespace(**defaults))
+        args, unknown = self.parse_known_args(head, argparse.Namespace(**defaults))
+        if unknown:
+            parser: Parser = args.parser
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return args
 
 
 def _command(words: Sequence[str]) -> str | None:
@@ -86,7 +90,7 @@ class Commands:
     ) -> Parser:
         """A command; `help` is its line in the list of commands, `paths` says that it takes some."""
         parser = self._parser(name, help, examples, description, [PATHS, EXIT_CODES] if paths else [EXIT_CODES])
-        parser.set_defaults(function=function, command_name=self._name + name)
+        parser.set_defaults(function=function, command_name=self._name + name, parser=parser)
         return parser
 
     def group(self, name: str, help: str, examples: Sequence[str]) -> Commands:

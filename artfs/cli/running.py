@@ -106,7 +106,7 @@ def enter_view(grid: Entry, view: View) -> None:
     try:
         mounttable.own_mounts()
         with tempfile.TemporaryDirectory(prefix="artfs-view-") as stage:
-            mounttable.mount("artfs-view", stage, MS_NOSUID | MS_NODEV, "tmpfs")
+            mounttable.mount("artfs-view", stage, MS_NOSUID | MS_NODEV, "tmpfs", "mode=755")
             for scope in (*view.writable, *view.readable):
                 source, target = os.path.join(grid.point, scope), os.path.join(stage, scope)
                 if not os.path.isdir(source):

@@ -10,7 +10,6 @@ from typing import Any
 
 import anyio
 from anyio import to_thread
-from anyio.abc import CancelScope
 
 from artfs.cli import mounttable
 from artfs.cli.mounting import Plan
@@ -38,6 +37,10 @@ class GridMount(Mount):
 
     def _mount(self, handlers: Any, options: set[str]) -> None:
         super()._mount(handlers, options - {"fsname=artfs"} | {self._source})
+
+    def statistics(self) -> dict[str, Any]:
+        """Counters of the driver, for `artfs stats`."""
+        return self._stats()
 
 
 def serve(plan: Plan, ready: Callable[[], None]) -> None:
@@ -92,7 +95,7 @@ async def _commit(store: Store) -> None:
         log.warning("%s", error)
 
 
-async def _end_on_signal(plan: Plan, scope: CancelScope) -> None:
+async def _end_on_signal(plan: Plan, scope: anyio.CancelScope) -> None:
     with anyio.open_signal_receiver(*SIGNALS) as signals:
         async for number in signals:
             log.info("%s: unmounting", signal.Signals(number).name)

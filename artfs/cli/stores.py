@@ -88,7 +88,7 @@ def _flat(document: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, dict):
             lines += _flat(value, f"{prefix}{name}.")
         else:
-            lines.append((prefix + name, value if isinstance(value, str) else json.dumps(value)))
+            lines.append((prefix + name, value or "-" if isinstance(value, str) else json.dumps(value)))
     return lines
 
 

@@ -13,6 +13,7 @@ from artfs.errors import InvalidError
 
 SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 NS = 1_000_000_000
+UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhdw]?)")
 
 
@@ -41,14 +42,10 @@ def pairs(items: Iterable[str]) -> dict[str, Any]:
 
 def size(count: int) -> str:
     """`0 B`, `999 B`, `1.5 KiB` …"""
-    value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if value < 1024:
-            break
-        value /= 1024
-    else:
-        unit = "PiB"
-    return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
+    if count < 1024:
+        return f"{count} B"
+    power = min((count.bit_length() - 1) // 10, len(UNITS))
+    return f"{count / (1 << 10 * power):.1f} {UNITS[power - 1]}"
 
 
 def moment(ns: int | None) -> str:

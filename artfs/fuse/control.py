@@ -170,11 +170,13 @@ class CheckpointsTree(VirtualTree):
         self.folder.tree = self  # type: ignore[assignment]
 
     def lookup(self, folder: Node, name: bytes) -> Node | None:
-        try:
-            checkpoint = self.volume.find(os.fsdecode(name))
-        except ArtfsError:
-            return None
-        return self._view(checkpoint)
+        checkpoint = self._named(name)
+        return None if checkpoint is None else self._view(checkpoint)
+
+    def _named(self, name: bytes) -> Checkpoint | None:
+        """By its id: a directory has each checkpoint under one name."""
+        id = os.fsdecode(name)
+        return next((c for c in self.volume.tree.checkpoints if c.id == id), None)
 
     def _view(self, checkpoint: Checkpoint) -> Node:
         view = self.views.get(checkpoint.serial)
@@ -190,9 +192,7 @@ class CheckpointsTree(VirtualTree):
         closed = [c for c in self.volume.checkpoints() if c.serial not in self.views]
         if closed:
             raise MustWait(lambda: self._open(closed))
-        return [
-            (os.fsencode(c.id), Dentry(c.serial, c.epoch + 2, DIR_TYPE)) for c in self.volume.checkpoints()
-        ]
+        return [(os.fsencode(c.id), Dentry(c.serial, c.epoch + 2, DIR_TYPE)) for c in self.volume.checkpoints()]
 
     def node(self, ino: int) -> Node:
         """The root of the view with that serial."""
@@ -201,7 +201,7 @@ class CheckpointsTree(VirtualTree):
         return self.views[ino].root()
 
     def mkdir(self, folder: Node, name: bytes, mode: int, uid: int, gid: int) -> Node:
-        if any(c.name == os.fsdecode(name) for c in self.volume.tree.checkpoints):
+        if self._named(name) is not None:
             raise FsError(errno.EEXIST)
 
         async def work() -> Node:
@@ -210,12 +210,15 @@ class CheckpointsTree(VirtualTree):
             await self._open([checkpoint])
             return self.views[checkpoint.serial].root()
 
-        later(work)
+        later(work, folder)
 
     def rmdir(self, folder: Node, name: bytes) -> Node:
+        checkpoint = self._named(name)
+        if checkpoint is None:
+            raise FsError(errno.ENOENT)
+
         async def work() -> None:
-            checkpoint = await self.control._act(self.volume, DELETE, os.fsdecode(name), None)
-            assert checkpoint is not None
+            await self.control._act(self.volume, DELETE, checkpoint.id, None)
             self.views.pop(checkpoint.serial, None)  # nodes that are open go on until they are forgotten
 
-        later(work)
+        later(work, folder)

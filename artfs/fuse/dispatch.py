@@ -59,9 +59,7 @@ FUNCTIONS: dict[Opcode, str] = {
     Opcode.COPY_FILE_RANGE: "copy_file_range",
     Opcode.TMPFILE: "tmpfile",
 }
-NEVER_REFUSED = frozenset(
-    ("lookup", "forget", "nothing", "statfs", "read", "write", "fsync", "readdir", "readdirplus")
-)
+NEVER_REFUSED = frozenset(("lookup", "forget", "nothing", "statfs", "read", "write", "fsync", "readdir", "readdirplus"))
 """LOOKUP never refuses a name that another may have cached; what works on an open file was checked when it was opened
 (and its requests come from the kernel's writeback, for nobody)."""
 MUTATORS = frozenset(
@@ -115,7 +113,7 @@ class Guard:
         def guarded(caller: Caller, ino: int, *args: Any) -> Any:
             self.principal = self.resolve(caller) or Principal()
             if refusable:
-                self._check(self.requests.node(ino), changes or name == "open" and bool(args[0] & 3))
+                self._check(self.requests.node(ino), changes or (name == "open" and bool(args[0] & 3)))
                 if name in ("rename", "link", "copy_file_range"):
                     self._check(self.requests.node(args[1]), True)
             if self.checked and name == "mknod" and args[1] & 0o170000 in SPECIAL:
@@ -129,7 +127,7 @@ class Guard:
         if not isinstance(tree, Tree):
             return
         have = self.permit(self.principal, tree)
-        if have is Access.NONE or changes and have is not Access.WRITE:
+        if have is Access.NONE or (changes and have is not Access.WRITE):
             raise FsError(errno.EACCES)
         if self.checked and node.mode & 0o170000 in SPECIAL:
             raise FsError(errno.EPERM)
@@ -168,9 +166,7 @@ class Dispatch:
         self._tasks = tasks
 
     # native: a request that waits
-    def on_wait(
-        self, unique: int, opcode: int, function: Function, args: tuple[Any, ...], must: BaseException
-    ) -> None:
+    def on_wait(self, unique: int, opcode: int, function: Function, args: tuple[Any, ...], must: BaseException) -> None:
         assert self._tasks is not None
         assert isinstance(must, MustWait)
         scope = trio.CancelScope()

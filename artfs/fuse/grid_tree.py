@@ -129,8 +129,7 @@ class GridTree(VirtualTree):
         else:
             return self._namespaces(place)
         return [
-            (os.fsencode(name), Dentry(ino, cookie, DIR))
-            for cookie, (name, ino) in enumerate(sorted(nodes.items()), 3)
+            (os.fsencode(name), Dentry(ino, cookie, DIR)) for cookie, (name, ino) in enumerate(sorted(nodes.items()), 3)
         ]
 
     def _namespaces(self, place: Place) -> list[tuple[bytes, Dentry]]:
@@ -165,12 +164,10 @@ class GridTree(VirtualTree):
             raise FsError(errno.EEXIST)
 
         async def work() -> Node:
-            namespace = await _errno(
-                self.store.create_namespace(place[0], *parsed, text, mode=mode, uid=uid, gid=gid)
-            )
+            namespace = await _errno(self.store.create_namespace(place[0], *parsed, text, mode=mode, uid=uid, gid=gid))
             return self.store.volume(namespace).tree.root()
 
-        later(work)
+        later(work, parent)
 
     def _scope(self, sandbox: str, name: str) -> Node:
         parsed = parse_scope_dir(name)
@@ -187,7 +184,7 @@ class GridTree(VirtualTree):
         root = tree.root()
         if namespace.type is NamespaceType.WORKSPACE and not tree.is_empty(root):
             raise FsError(errno.ENOTEMPTY)
-        later(lambda: _errno(self.store.destroy_namespace(namespace)))
+        later(lambda: _errno(self.store.destroy_namespace(namespace)), parent, root)
 
     def unlink(self, parent: Node, name: bytes) -> NoReturn:
         raise FsError(errno.EISDIR)
@@ -213,7 +210,7 @@ class GridTree(VirtualTree):
                 await _errno(self.store.destroy_namespace(other))
             await _errno(self.store.rename_namespace(namespace, text))
 
-        later(work)
+        later(work, parent)
 
     def _namespace(self, parent: Node, name: bytes) -> Namespace:
         place = self.place(parent)

@@ -17,7 +17,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
 from artfs.errors import FsError
 from artfs.fuse import wire
 from artfs.fuse.requests import Requests
-from artfs.volume import attributes as A  # noqa: N812
+from artfs.volume import attributes as A
 from artfs.volume.node import Node
 
 log = logging.getLogger(__name__)
@@ -89,17 +89,13 @@ class Handlers(pyfuse3.Operations):
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
         return bytes(await self.ask("readlink", ctx, inode))
 
-    async def mknod(
-        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
-    ) -> EntryAttributes:
+    async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
         return _entry(await self.ask("mknod", ctx, parent_inode, name, mode, rdev, ctx.uid, ctx.gid))
 
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
         return _entry(await self.ask("mkdir", ctx, parent_inode, name, mode, ctx.uid, ctx.gid))
 
-    async def symlink(
-        self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext
-    ) -> EntryAttributes:
+    async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
         return _entry(await self.ask("symlink", ctx, parent_inode, name, target, ctx.uid, ctx.gid))
 
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
@@ -119,9 +115,7 @@ class Handlers(pyfuse3.Operations):
     ) -> None:
         await self.ask("rename", ctx, parent_inode_old, name_old, parent_inode_new, name_new, flags)
 
-    async def link(
-        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext
-    ) -> EntryAttributes:
+    async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
         return _entry(await self.ask("link", ctx, new_parent_inode, new_name, inode))
 
     async def create(

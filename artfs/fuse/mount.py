@@ -31,23 +31,25 @@ from artfs.fuse.dispatch import Dispatch, Guard
 from artfs.fuse.grid_tree import GridTree
 from artfs.fuse.native import InitFlag
 from artfs.fuse.requests import Requests
-from artfs.fuse.virtual import Numbers
+from artfs.fuse.virtual import LOCKED, Numbers
 from artfs.grid import GridPath, scope_dir
 from artfs.meta import Checkpoint
 from artfs.store.store import Store
 from artfs.types import ADMIN, Access, Principal, Scope
 from artfs.volume.catalogue import Namespace
 from artfs.volume.dead import void
-from artfs.volume.journal import TimedJournal
+from artfs.volume.journal import Journal, TimedJournal
 from artfs.volume.node import Node
 from artfs.volume.tree import Tree
 from artfs.volume.volume import Restored, Volume
 from artfs.volume.waiting import MustWait
 
 log = logging.getLogger(__name__)
-SWITCH_INTERVAL = 0.0005
+SWITCH_INTERVAL = 0.0002
 """Seconds: a commit's thread must not keep the loop from its requests for longer."""
 UNTIL_CLOSED = (1 << 63) - 1
+TELL_LIMIT = 2.0
+"""Seconds that a reply waits for the kernel to take invalidations; they go on after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +113,7 @@ class Mount:
             assert node is not None
             node = tree.lookup(node, os.fsencode(part))
             if node is None:
-                raise NotFoundError(
-                    f"{path} does not exist; `artfs ls {namespace.grid_path}` shows what does"
-                )
+                raise NotFoundError(f"{path} does not exist; `artfs ls {namespace.grid_path}` shows what does")
         assert node is not None
         return node
 
@@ -142,15 +142,17 @@ class Mount:
     # serving
     async def serve(self, ready: Callable[[], None]) -> None:
         """Until it is unmounted.  Errors: BusyError, NotFoundError, DeniedError, ArtfsError."""
-        import pyfuse3  # noqa: PLC0415 - the extension must be loaded first
+        import pyfuse3
 
-        from artfs.fuse.handlers import Handlers  # noqa: PLC0415
+        from artfs.fuse.handlers import Handlers
 
         sys.setswitchinterval(SWITCH_INTERVAL)
         bound = not self.options.checked
         handlers = Handlers(self.requests, self.dispatch.ask, bound)
         if self.native is not None:
             self._configure(bound)
+            if isinstance(self.store.shard.log, Journal):
+                self.store.shard.log.pwritev = self.native.pwritev
         options = {"fsname=artfs", "subtype=artfs", "default_permissions", *self.options.extra}
         if self.options.allow_other or self.options.checked:
             options.add("allow_other")
@@ -171,22 +173,18 @@ class Mount:
             sys.setswitchinterval(0.005)
 
     def _mount(self, handlers: Any, options: set[str]) -> None:
-        import pyfuse3  # noqa: PLC0415
+        import pyfuse3
 
         try:
             pyfuse3.init(handlers, str(self.point), options)
         except RuntimeError as error:
-            raise ArtfsError(
-                f"{self.point} cannot be mounted: {error}; `artfs doctor` says what is missing"
-            ) from error
+            raise ArtfsError(f"{self.point} cannot be mounted: {error}; `artfs doctor` says what is missing") from error
 
     def _configure(self, bound: bool) -> None:
         assert self.native is not None
         settings = self.store.settings
         loop = trio.lowlevel.current_trio_token()
-        clear = (
-            InitFlag.ATOMIC_O_TRUNC | InitFlag.POSIX_LOCKS | InitFlag.FLOCK_LOCKS | InitFlag.AUTO_INVAL_DATA
-        )
+        clear = InitFlag.ATOMIC_O_TRUNC | InitFlag.POSIX_LOCKS | InitFlag.FLOCK_LOCKS | InitFlag.AUTO_INVAL_DATA
         if not bound:
             clear &= ~(InitFlag.ATOMIC_O_TRUNC | InitFlag.AUTO_INVAL_DATA)
         self.native.configure(
@@ -240,22 +238,21 @@ class Mount:
             if self.native is not None:
                 self.native.notify_inode(num, -1, 0)
             else:
-                import pyfuse3  # noqa: PLC0415
+                import pyfuse3
 
                 pyfuse3.invalidate_inode(num, attr_only=True)
 
     async def settle(self, volume: Volume) -> None:
-        """See `Surface`: syncfs queues every dirty page, and when statfs is answered the queue before it was read."""
+        """See `Surface`: syncfs queues every dirty page, and when statfs is answered the queue before it was
+        read."""
         if not self.options.checked:
             await to_thread.run_sync(self._barrier)
 
     def _barrier(self) -> None:
         fd = os.open(self.point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            libc = ctypes.CDLL(None, use_errno=True)
-            if libc.syncfs(fd):
-                number = ctypes.get_errno()
-                raise OSError(number, os.strerror(number))
+            # Its result is ours: it tells of writes that we refused, to whatever namespace, since the last time.
+            ctypes.CDLL(None).syncfs(fd)
             os.fstatvfs(fd)
         finally:
             os.close(fd)
@@ -264,7 +261,7 @@ class Mount:
         stale = [node.num for node in restored.stale if node.looks]
         folders = [node.num for node in restored.folders if node.looks]
         names = [(folder.num, name) for folder, name in restored.names if folder.looks]
-        self._later(self._invalidate, names, stale, folders + list({num for num, _ in names}))
+        await self._tell(names, stale + folders + list({num for num, _ in names}))
 
     async def gone(self, namespace: Namespace, nodes: list[Node]) -> None:
         held = [node.num for node in nodes if node.looks]
@@ -275,7 +272,7 @@ class Mount:
         ]
         void(views)
         self.control.forget(namespace)
-        self._later(self._invalidate, [], held + [node.num for node in views], [])
+        await self._tell([], held + [node.num for node in views])
 
     async def grid_changed(self, namespace: Namespace) -> None:
         sandbox, folder = namespace.place
@@ -286,41 +283,49 @@ class Mount:
             (self.grid.at().num, os.fsencode(sandbox)),
         ]
         parents = [parent.num, self.grid.at(sandbox).num, self.grid.at().num]
-        self._later(self._invalidate, names, [], parents)
+        await self._tell(names, parents)
 
     async def checkpoint_changed(self, namespace: Namespace, checkpoint: Checkpoint) -> None:
         folder = self.control.folder(namespace)
         if folder is not None:
-            self._later(self._invalidate, [(folder.num, os.fsencode(checkpoint.id))], [], [folder.num])
+            await self._tell([(folder.num, os.fsencode(checkpoint.id))], [folder.num])
 
     async def scope_ended(self, sandbox: str, folder: str) -> None:
         parent = self.grid.at(sandbox)
-        self._later(self._invalidate, [(parent.num, os.fsencode(folder))], [], [parent.num])
+        await self._tell([(parent.num, os.fsencode(folder))], [parent.num])
 
     async def names_changed(self, names: list[tuple[Node, bytes]]) -> None:
         held = [(folder.num, name) for folder, name in names if folder.looks]
-        self._later(self._invalidate, held, [], list({num for num, _ in held}))
+        await self._tell(held, list({num for num, _ in held}))
 
-    def _later(self, work: Callable[..., None], *args: Any) -> None:
-        """In a thread, after the request that asked for it was answered: it may hold a directory's lock."""
+    async def _tell(self, names: list[tuple[int, bytes]], inodes: list[int]) -> None:
+        """Have the kernel look again.  Where it holds a directory's lock for the request that runs, its names follow
+        after the reply.  Two requests that wait for each other's directory are why there is a limit."""
         assert self._tasks is not None
-        self._tasks.start_soon(partial(to_thread.run_sync, work, *args, abandon_on_cancel=True))
+        locked = LOCKED.get()
+        free = [item for item in names if item[0] not in locked]
+        with trio.move_on_after(TELL_LIMIT):
+            await to_thread.run_sync(self._invalidate, free, inodes, abandon_on_cancel=True)
+        if len(free) < len(names):
+            held = [item for item in names if item[0] in locked]
+            again = partial(to_thread.run_sync, self._invalidate, held, list(locked), abandon_on_cancel=True)
+            self._tasks.start_soon(again)
 
-    def _invalidate(self, names: list[tuple[int, bytes]], inodes: list[int], folders: list[int]) -> None:
+    def _invalidate(self, names: list[tuple[int, bytes]], inodes: list[int]) -> None:
         """Names are expired, not dropped: what is mounted below them stays."""
         root = self.requests.root.num
         if self.native is None:
-            self._invalidate_slowly(names, [*inodes, *folders])
+            self._invalidate_slowly(names, inodes)
             return
+        for num in inodes:  # these need no directory's lock, and names that lead to void inodes are looked up again
+            with suppress(OSError):
+                self.native.notify_inode(1 if num == root else num, 0, UNTIL_CLOSED)
         for num, name in names:
             with suppress(OSError):
                 self.native.notify_entry(1 if num == root else num, name, True)
-        for num in [*inodes, *folders]:
-            with suppress(OSError):
-                self.native.notify_inode(1 if num == root else num, 0, UNTIL_CLOSED)
 
     def _invalidate_slowly(self, names: list[tuple[int, bytes]], inodes: list[int]) -> None:
-        import pyfuse3  # noqa: PLC0415
+        import pyfuse3
 
         root = self.requests.root.num
         for num, name in names:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntEnum, IntFlag
 from typing import Any, Protocol, TypedDict, cast
 
@@ -198,6 +198,9 @@ class Native(Protocol):
 
         A descriptor that no later answer will name may be closed when done has reached the `queued` of now.
         """
+
+    def pwritev(self, fd: int, parts: Sequence[bytes | memoryview], position: int, /) -> int:
+        """os.pwritev that keeps the interpreter's lock, for a few KiB into the page cache.  Raises OSError."""
 
     def sync_error(self, *, clear: bool = ...) -> int:
         """errno of the first failed fdatasync, 0 if none. While it is set every sync is answered with EIO."""

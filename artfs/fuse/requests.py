@@ -61,9 +61,7 @@ class Requests:
         self.flush = flush
         self.sync = sync
         self.stale_blocks = stale_blocks
-        self.grown: set[int] = (
-            set()
-        )  # st_blocks unknown to the kernel, which asks after a close but not an fsync
+        self.grown: set[int] = set()  # st_blocks unknown to the kernel, which asks after a close but not an fsync
         self.negative = wire.negative(valid)
         self.unknown = wire.negative(0)
         self.attr_head = wire.ATTR_HEAD.pack(valid, 0, 0)
@@ -299,7 +297,7 @@ class Requests:
         if name.startswith(XATTR_PREFIX):
             work = self.control.setxattr(node, name, value)
             if work is not None:
-                later(work)
+                later(work, node)
         node.tree.setxattr(node, name, value, flags)
         return 0
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from stat import S_IFDIR, S_IFREG
 from typing import Any, NoReturn
 
@@ -15,6 +16,9 @@ from artfs.volume.node import Dentry, Node
 from artfs.volume.waiting import MustWait
 
 Entries = dict[bytes, Node]
+LOCKED: ContextVar[tuple[int, ...]] = ContextVar("LOCKED", default=())
+"""Numbers of the inodes whose lock the kernel holds until the request that runs is answered: names in them can be
+expired only after that."""
 
 
 class Numbers:
@@ -102,6 +106,15 @@ def file(tree: VirtualTree, number: int, content: bytes, mode: int = 0o444) -> N
     return node
 
 
-def later(work: Callable[[], Any]) -> NoReturn:
-    """The operation is `work`, which is awaited."""
-    raise MustWait(work, final=True)
+def later(work: Callable[[], Awaitable[Any]], *locked: Node) -> NoReturn:
+    """The operation is `work`, which is awaited; see `LOCKED`."""
+    numbers = tuple(node.num for node in locked)
+
+    async def run() -> Any:
+        token = LOCKED.set(numbers)
+        try:
+            return await work()
+        finally:
+            LOCKED.reset(token)
+
+    raise MustWait(run, final=True)

@@ -1,7 +1,8 @@
 """The local object directory: where chunks are appended, and read from.
 
-Each namespace has one open object; it takes chunks until it is full, or until the process ends: nothing is ever
-appended to an object of an earlier process, so a torn tail is never built upon.  Without a directory (a store in
+Each namespace has two open objects, one for large writes and one for what commits seal, so that an fsync waits for the
+first alone.  They take chunks until they are full, or until the process ends: nothing is ever appended to an object of
+an earlier process, so a torn tail is never built upon.  Without a directory (a store in
 memory) objects are anonymous files.
 
 Concurrency: `append` from any thread (the place is reserved under a lock, the bytes are written outside it);
@@ -28,7 +29,8 @@ VECTOR = 512
 
 class LocalObjects:
     """`prefixes`: serial → path below `root`, for every namespace that ever had objects here.  `unsynced`: descriptors
-    (of objects, and of directories that got one) with what they hold more than the disk."""
+    (of objects, and of directories that got one) with what they hold more than the disk, and that the journal names;
+    `sealing`: the same of what only a commit will name."""
 
     def __init__(self, root: Path | None) -> None:
         self.root = root
@@ -36,7 +38,8 @@ class LocalObjects:
         self.counts: dict[int, int] = {}
         self.unsynced: dict[int, int] = {}
         self.readers: Callable[[], tuple[int, int]] = lambda: (0, 0)
-        self._open: dict[int, tuple[int, int, int]] = {}
+        self.sealing: dict[int, int] = {}
+        self._open: dict[tuple[int, bool], tuple[int, int, int]] = {}
         self._table: dict[int, int] = {}
         self._buried: list[tuple[int, int]] = []
         self._folders: dict[int, int] = {}
@@ -61,18 +64,21 @@ class LocalObjects:
 
     # writing
     def append(self, serial: int, data: bytes | memoryview) -> Chunk:
-        """One chunk; it is on the way to the disk, not there (see `unsynced`)."""
-        return self.append_all(serial, (data,))[0]
+        """One chunk that an acknowledged change is about to name: on its way to the disk, not there (`unsynced`)."""
+        return self._append(serial, (data,), False)[0]
 
     def append_all(self, serial: int, datas: Sequence[bytes | memoryview]) -> list[Chunk]:
-        """A chunk for each, next to each other.  Errors: OSError."""
+        """A chunk for each, next to each other; nothing may name them before `sync`.  Errors: OSError."""
+        return self._append(serial, datas, True)
+
+    def _append(self, serial: int, datas: Sequence[bytes | memoryview], sealing: bool) -> list[Chunk]:
         size = sum(len(data) for data in datas)
         with self._lock:
-            fd, number, at = self._open.get(serial) or self._create(serial)
+            fd, number, at = self._open.get((serial, sealing)) or self._create(serial, sealing)
             if at + size > OBJECT_LIMIT and at:
-                fd, number, at = self._create(serial)
-            self._open[serial] = (fd, number, at + size)
-            self.unsynced[fd] = at + size
+                fd, number, at = self._create(serial, sealing)
+            self._open[serial, sealing] = (fd, number, at + size)
+            (self.sealing if sealing else self.unsynced)[fd] = at + size
         chunks = []
         start = at
         for i in range(0, len(datas), VECTOR):
@@ -87,7 +93,7 @@ class LocalObjects:
             at += len(data)
         return chunks
 
-    def _create(self, serial: int) -> tuple[int, int, int]:
+    def _create(self, serial: int, sealing: bool) -> tuple[int, int, int]:
         number = object_number(serial, self.counts[serial])
         if self.root is None:
             fd = os.memfd_create(f"artfs-{number:x}", os.MFD_CLOEXEC)
@@ -103,23 +109,21 @@ class LocalObjects:
             folder = self._folders.get(serial)
             if folder is None:
                 folder = self._folders[serial] = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            self.unsynced[folder] = number
+            (self.sealing if sealing else self.unsynced)[folder] = number
         self.counts[serial] += 1
-        old = self._open.pop(serial, None)
-        if old is not None:
-            self._table[old[1]] = old[0]
         self._table[number] = fd
         return fd, number, 0
 
     def sync(self) -> None:
         """fdatasync of everything appended so far.  Errors: OSError."""
-        with self._lock:
-            todo = dict(self.unsynced)
-        for fd, at in todo.items():
-            os.fdatasync(fd)
+        for grown in (self.unsynced, self.sealing):
             with self._lock:
-                if self.unsynced.get(fd) == at:
-                    del self.unsynced[fd]
+                todo = dict(grown)
+            for fd, at in todo.items():
+                os.fdatasync(fd)
+                with self._lock:
+                    if grown.get(fd) == at:
+                        del grown[fd]
 
     # reading
     def descriptor(self, number: int) -> int:
@@ -156,9 +160,7 @@ class LocalObjects:
         if not chunk.verified:
             if len(data) != chunk.length or xxh3_128_digest(data) != chunk.hash:
                 name = self.path(chunk.object) if self.root else f"{chunk.object:x}"
-                raise DamagedError(
-                    f"object {name} is damaged at {chunk.offset}+{chunk.length}; run: artfs fsck --data"
-                )
+                raise DamagedError(f"object {name} is damaged at {chunk.offset}+{chunk.length}; run: artfs fsck --data")
             chunk.verified = True
         return data
 
@@ -167,7 +169,7 @@ class LocalObjects:
             open_now = {number for _, number, _ in self._open.values()}
             for number in list(self._table)[: DESCRIPTORS // 4]:
                 fd = self._table[number]
-                if number not in open_now and fd not in self.unsynced and self.root is not None:
+                if number not in open_now and fd not in self.unsynced and fd not in self.sealing and self.root:
                     del self._table[number]
                     self._buried.append((fd, self.readers()[0]))
 
@@ -185,14 +187,17 @@ class LocalObjects:
     def forget(self, serial: int) -> None:
         """Close the namespace's objects; its chunks are no longer read or written here."""
         with self._lock:
-            self._open.pop(serial, None)
+            self._open.pop((serial, False), None)
+            self._open.pop((serial, True), None)
             folder = self._folders.pop(serial, None)
             if folder is not None:
                 self.unsynced.pop(folder, None)
+                self.sealing.pop(folder, None)
                 os.close(folder)
             for number in [n for n in self._table if n >> 32 == serial]:
                 fd = self._table.pop(number)
                 self.unsynced.pop(fd, None)
+                self.sealing.pop(fd, None)
                 self._buried.append((fd, self.readers()[0]))
 
     def close(self) -> None:

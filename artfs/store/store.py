@@ -107,9 +107,7 @@ class Store:
         if name is not None:
             check_namespace_name(name)
         if ttl is not None and ttl <= 0:
-            raise InvalidError(
-                f"a time to live must be more than 0 seconds, not {ttl}; leave it out for none"
-            )
+            raise InvalidError(f"a time to live must be more than 0 seconds, not {ttl}; leave it out for none")
         if scope is Scope.SESSION:
             assert owner is not None
             self.session(sandbox, owner)
@@ -214,7 +212,8 @@ class Store:
             self.session(namespace.sandbox, namespace.owner)
 
     async def clone(self, volume: Volume, name: str, at: str | None = None) -> Namespace:
-        """Branch it, or one of its checkpoints, in the same scope.  Errors: InvalidError, ExistsError, NotFoundError."""
+        """Branch it, or one of its checkpoints, in the same scope.  Errors: InvalidError, ExistsError,
+        NotFoundError."""
         check_namespace_name(name)
         source = self.alive(volume.namespace)
         if at is None:
@@ -316,7 +315,7 @@ class Store:
     def require(self, principal: Principal, namespace: Namespace, wanted: Access) -> None:
         """Errors: DeniedError."""
         have = self.access(principal, namespace.sandbox, namespace.scope, namespace.owner)
-        if have is Access.NONE or wanted is Access.WRITE and have is not Access.WRITE:
+        if have is Access.NONE or (wanted is Access.WRITE and have is not Access.WRITE):
             raise DeniedError(f"{namespace.grid_path}: access denied; act as its owner, or as an admin")
 
     def sandboxes(self) -> set[str]:
@@ -346,7 +345,7 @@ class Store:
             count += 1
         for namespace in list(self.catalogue.by_serial.values()):
             expired = namespace.expires is not None and namespace.expires <= now
-            if expired or namespace.trashed is not None and namespace.trashed + TRASH_KEPT <= now:
+            if expired or (namespace.trashed is not None and namespace.trashed + TRASH_KEPT <= now):
                 await self.destroy_namespace(namespace, for_good=True)
                 count += 1
         return count

@@ -204,7 +204,7 @@ class Files:
                 return
 
             def work() -> list[tuple[Node, bytes]]:
-                spot = walk(self.tree, path)
+                spot = walk(self.tree, path, follow=False)
                 if not spot.name or spot.node is not None:
                     raise FsError(errno.EEXIST)
                 self.mkdir_at(spot.folder, spot.name, mode)
@@ -222,6 +222,8 @@ class Files:
         def work(inside: bytes, last: bool) -> list[tuple[Node, bytes]]:
             spot = walk(self.tree, inside)
             if spot.node is None:
+                if walk(self.tree, inside, follow=False).node is not None:  # a symlink that leads nowhere
+                    raise FsError(errno.EEXIST)
                 self.mkdir_at(spot.folder, spot.name, mode)
                 return [(spot.folder, spot.name)]
             if spot.node.kids is None:

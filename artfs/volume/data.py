@@ -76,7 +76,9 @@ class Data(Inodes):
             return []
         count = -(-node.size // self.block_size)
         if count <= FEW and node.allocated <= node.size:
-            return list(range(count))
+            few = list(range(count))
+            if sum([covered(self.block(node, index)) for index in few]) == node.allocated:
+                return few  # else some lie behind the end
         return self.block_indexes((b"B" if node.key[0] == 73 else b"b") + node.key[1:])
 
     def _split(self, offset: int, length: int) -> Iterator[tuple[int, int, int]]:
@@ -104,16 +106,17 @@ class Data(Inodes):
         length = len(data)
         self.check_size(node, offset + length)
         time = self.begin()
+        if not length:
+            return 0
         before = node.size, node.allocated
         if length < DIRECT and offset % self.block_size + length <= self.block_size:
             index, start = divmod(offset, self.block_size)
             loose = bytes(data)
             entries = WRITE.pack(b"W", node.ino, offset, length)
-            if length:
-                self._put(node, index, start, start + length, loose, 0)
+            self._put(node, index, start, start + length, loose, 0)
         else:
             entries, loose = self._write_parts(node, offset, data)
-        if offset + length > node.size and length:
+        if offset + length > node.size:
             node.size = offset + length
         if flags & WRITE_KILL:
             entries += self.kill_privileges(node)
@@ -140,9 +143,7 @@ class Data(Inodes):
         place = offset
         for index, start, end, source in parts:
             if isinstance(source, Chunk):
-                entries += STORE.pack(
-                    b"B", node.ino, place, end - start, source.object, source.offset, source.hash
-                )
+                entries += STORE.pack(b"B", node.ino, place, end - start, source.object, source.offset, source.hash)
             else:
                 if loose:
                     self.log(entries, loose)
@@ -220,11 +221,7 @@ class Data(Inodes):
         """fallocate(2) without COLLAPSE, INSERT and UNSHARE.  Allocated zeros are counted, not reserved on the disk;
         more than `space` bytes are refused.  `kill`: the caller's changes clear set-id bits.
         Errors: FsError EOPNOTSUPP, EINVAL, EFBIG, ENOSPC."""
-        if (
-            mode & ~(KEEP_SIZE | PUNCH_HOLE | ZERO_RANGE)
-            or mode & PUNCH_HOLE
-            and mode != PUNCH_HOLE | KEEP_SIZE
-        ):
+        if mode & ~(KEEP_SIZE | PUNCH_HOLE | ZERO_RANGE) or (mode & PUNCH_HOLE and mode != PUNCH_HOLE | KEEP_SIZE):
             raise FsError(errno.EOPNOTSUPP)
         if offset < 0 or length <= 0:
             raise FsError(errno.EINVAL)
@@ -256,9 +253,7 @@ class Data(Inodes):
         """copy_file_range(2) without copying: the target's blocks name the source's chunks.  Returns how many bytes.
         Errors: FsError EISDIR, EINVAL, EFBIG."""
         if not source.is_file or not target.is_file:
-            raise FsError(
-                errno.EISDIR if source.kids is not None or target.kids is not None else errno.EINVAL
-            )
+            raise FsError(errno.EISDIR if source.kids is not None or target.kids is not None else errno.EINVAL)
         length = min(length, SHARE_LIMIT, max(source.size - start, 0))
         if length <= 0:
             return 0
@@ -276,7 +271,8 @@ class Data(Inodes):
 
     def _share(self, source: Node, start: int, target: Node, offset: int, length: int) -> None:
         for index, low, high in self._split(start, length):
-            for count, piece, skip in list(pieces(self.block(source, index), low, high)):
+            for count, piece, place in list(pieces(self.block(source, index), low, high)):
+                skip = place
                 for to, first, last in self._split(offset, count):
                     if piece is None:
                         self._cut(target, to, first, last)
@@ -298,18 +294,18 @@ class Data(Inodes):
         stored = True
         for index, start, end in self._split(offset, size):
             for count, source, skip in pieces(self.block(node, index), start, end):
-                if source.__class__ is bytes:
-                    stored = False
-                    parts.append(source[skip : skip + count])  # type: ignore[index]
-                elif source is None:
+                if source is None:
                     parts.append((-1, 0, count))
+                elif isinstance(source, bytes):
+                    stored = False
+                    parts.append(source[skip : skip + count])
                 else:
-                    parts.append(self._segment(source, skip, count))  # type: ignore[arg-type]
+                    parts.append(self._segment(source, skip, count))
         if stored:
             for part in parts:
                 segments += part
             return tuple(segments)
-        return b"".join([_bytes(part) if part.__class__ is tuple else part for part in parts])  # type: ignore[arg-type]
+        return b"".join([_bytes(part) if isinstance(part, tuple) else part for part in parts])
 
     def _segment(self, chunk: Chunk, skip: int, count: int) -> tuple[int, int, int]:
         if not chunk.verified:

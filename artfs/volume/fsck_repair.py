@@ -45,8 +45,9 @@ class _Repair:
     def run(self, old_head: bytes | None, sweep: bool) -> Rows:
         view = self.view
         for key, _ in view.strange:
-            # A name that cannot be read leads nowhere; its inode turns up below as one that has none.
-            if key[:1] == b"D":
+            # A name that cannot be read leads nowhere, and its inode turns up below as one that has none; an inode
+            # that cannot be read is made again, if anything belongs to it.
+            if key[:1] in (b"D", b"I"):
                 self.rows[key] = None
         for key in view.empty:
             self.rows[key] = None
@@ -70,10 +71,26 @@ class _Repair:
         view = self.view
         if not view.is_folder(ROOT):
             self._make(ROOT, S_IFDIR | 0o700, ROOT)
+        for ino in sorted(view.covered):
+            if ino not in view.inodes:
+                self._make(ino, S_IFREG | 0o600, 0, view.ends[ino])
+            elif _kind(view.inodes[ino]) != S_IFREG:
+                self._move_blocks(ino, self._number())
         for folder in sorted(view.names.keys() - view.inodes.keys()):
             self._make(folder, S_IFDIR | 0o700, ROOT)
-        for ino in sorted(view.covered.keys() - view.inodes.keys()):
-            self._make(ino, S_IFREG | 0o600, 0, view.ends[ino])
+
+    def _move_blocks(self, ino: int, new: int) -> None:
+        """Something that is no file has blocks: they become a file of their own."""
+        view = self.view
+        for key, value in self.scan(b"B" + number(ino)):
+            self.rows[key] = None
+            self.rows[b"B" + number(new) + key[9:]] = value
+        view.covered[new] = view.covered.pop(ino)
+        view.ends[new] = view.ends.pop(ino)
+        if ino in view.broken:
+            view.broken.remove(ino)
+            view.broken.add(new)
+        self._make(new, S_IFREG | 0o600, 0, view.ends[new])
 
     def _make(self, ino: int, mode: int, parent: int, size: int = 0) -> None:
         view = self.view
@@ -107,7 +124,7 @@ class _Repair:
                         self._leave(folder, name)
                         continue
                     self._only_home(parents, entry.ino, folder)
-                right = entry._replace(type=int.from_bytes(value[:4], "big") >> 12)
+                right = entry._replace(type=_kind(value) >> 12)
                 if entry.cookie < FIRST_COOKIE or entry.cookie in cookies:
                     right = right._replace(cookie=self._cookie())
                 cookies.add(right.cookie)
@@ -148,11 +165,11 @@ class _Repair:
             tops = sorted(lost - named.keys())
             if not tops:
                 # Directories in a circle: one of them comes out.
-                tops = [min(ino for ino in lost if view.is_folder(ino))]
+                tops = [_in_circle(min(lost), {ino: folder for ino, (folder, _) in named.items()})]
                 self._leave(*named[tops[0]])
             for ino in tops:
-                kind = int.from_bytes(view.inodes[ino][:4], "big") >> 12
-                self._enter(ROOT, self._free_name(ino), Dentry(ino, self._cookie(), kind))
+                entry = Dentry(ino, self._cookie(), _kind(view.inodes[ino]) >> 12)
+                self._enter(ROOT, self._free_name(ino), entry)
                 view.reach(ino, reached)
 
     def _free_name(self, ino: int) -> bytes:
@@ -197,10 +214,19 @@ class _Repair:
                 view.inodes[ino] = self.rows[b"I" + number(ino)] = new.pack()
 
     def _stray(self) -> None:
-        """Blocks of what is no file, attributes of what is not there."""
-        view = self.view
-        for ino in view.covered:
-            if S_IFMT(int.from_bytes(view.inodes[ino][:4], "big")) != S_IFREG:
-                self.rows.update((key, None) for key, _ in self.scan(b"B" + number(ino)))
-        for ino in view.xattrs.keys() - view.inodes.keys():
+        """Attributes of what is not there."""
+        for ino in self.view.xattrs.keys() - self.view.inodes.keys():
             self.rows.update((key, None) for key, _ in self.scan(b"X" + number(ino)))
+
+
+def _kind(value: bytes) -> int:
+    return S_IFMT(int.from_bytes(value[:4], "big"))
+
+
+def _in_circle(start: int, folder_of: dict[int, int]) -> int:
+    """A directory that lies in itself, above `start`."""
+    seen: set[int] = set()
+    while start not in seen:
+        seen.add(start)
+        start = folder_of[start]
+    return start

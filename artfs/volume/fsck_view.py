@@ -61,7 +61,7 @@ class Inode(NamedTuple):
 
     @classmethod
     def unpack(cls, value: bytes) -> Inode:
-        return cls(*INODE.unpack_from(value), value[INODE.size :])
+        return cls._make((*INODE.unpack_from(value), value[INODE.size :]))
 
     def pack(self) -> bytes:
         return INODE.pack(*self[:-1]) + self.target
@@ -185,7 +185,7 @@ def _take(view: View, key: bytes, value: bytes, on_chunk: Callable[[int, Chunk],
         raise _StrangeError("has a key that is too short")
     ino = U64.unpack_from(key, 1)[0]
     rest = key[KEY:]
-    if kind in (b"B", b"b") and len(rest) != BLOCK_KEY.size - 8 or kind in (b"I", b"i") and rest:
+    if len(rest) != {b"B": 4, b"b": 4, b"I": 0, b"i": 0}.get(kind, len(rest)):
         raise _StrangeError("has a key of the wrong length")
     if kind in (b"i", b"b", b"x"):
         view.orphans.append(key)
@@ -216,9 +216,7 @@ def _check_inode(value: bytes) -> None:
         raise _StrangeError("is an inode that is too long")
 
 
-def _take_block(
-    view: View, key: bytes, ino: int, value: bytes, on_chunk: Callable[[int, Chunk], None]
-) -> None:
+def _take_block(view: View, key: bytes, ino: int, value: bytes, on_chunk: Callable[[int, Chunk], None]) -> None:
     head = key[:1] == b"B"
     index = BLOCK_KEY.unpack_from(key, 1)[1]
     try:
@@ -289,9 +287,8 @@ def name_trouble(view: View, folder: int, name: bytes) -> str:
     """Why no entry of the directory can be called so; empty if one can."""
     if not name or len(name) > NAME_MAX or b"/" in name or b"\0" in name or name in (b".", b".."):
         return "no file can have this name"
-    if folder == ROOT and (
-        name in RESERVED or view.namespace.type is NamespaceType.BLOB and name != BLOB_DATA
-    ):
+    blob = view.namespace.type is NamespaceType.BLOB
+    if folder == ROOT and (name in RESERVED or (blob and name != BLOB_DATA)):
         return "the root cannot hold this name"
     return ""
 

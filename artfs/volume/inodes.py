@@ -61,7 +61,8 @@ def now() -> int:
 
 class Inodes(RowSet):
     """`number` is the upper half of the kernel's inode numbers: the namespace's serial, or that of a checkpoint's
-    view.  `orphans`: inodes without a name, with the batch in which they lost it.  `gate` holds changes up while a restore runs; `locked` says that a change must look at `_refuse` first."""
+    view.  `orphans`: inodes without a name, with the batch in which they lost it.  `gate` holds changes up while a
+    restore runs; `locked` says that a change must look at `_refuse` first."""
 
     def __init__(
         self,
@@ -229,8 +230,8 @@ class Inodes(RowSet):
             content = self.block(node, index).copy()
             self.blocks.pop(block + at, None)
             self.rows[block + at] = None
-            self.rows.pop(new_block + at, None)
             if content:
+                self.rows.pop(new_block + at, None)
                 self.blocks[new_block + at] = content
             assert node.blocks is not None
             node.blocks[index] = content

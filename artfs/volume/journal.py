@@ -30,7 +30,7 @@ One thread appends; `free` is called by the same one.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from secrets import randbits
 from struct import Struct
@@ -82,9 +82,11 @@ class NoJournal:
 
 
 class Journal:
-    """See the module.  `used` grows by `append` and shrinks by `free`; at `soft` writers wait, at `hard` all do."""
+    """See the module.  `used` grows by `append` and shrinks by `free`; at `soft` writers wait, at `hard` all do.
+    `pwritev` may be one that keeps the interpreter's lock: giving it away for each record costs more than the record
+    while another thread computes."""
 
-    __slots__ = ("_cached", "check", "fd", "hard", "path", "position", "size", "soft", "tail", "used")
+    __slots__ = ("_cached", "check", "fd", "hard", "path", "position", "pwritev", "size", "soft", "tail", "used")
 
     def __init__(self, path: Path, size: int) -> None:
         self.path = path
@@ -95,6 +97,7 @@ class Journal:
         self.position = self.tail = self.used = 0
         self.check = 0
         self._cached = 0
+        self.pwritev: Callable[[int, Sequence[bytes | memoryview], int], int] = os.pwritev
         self.hard = self.size - LARGEST
         self.soft = self.size - max(self.size // 8, 2 * LARGEST)
 
@@ -130,9 +133,9 @@ class Journal:
         check = xxh3_64_intdigest(body, self.check ^ rows ^ length << 32 ^ serial)
         if length:
             check = xxh3_64_intdigest(data, check)
-            written = os.pwritev(self.fd, (RECORD.pack(rows, length, serial, check), body, data), at)
+            written = self.pwritev(self.fd, (RECORD.pack(rows, length, serial, check), body, data), at)
         else:
-            written = os.pwrite(self.fd, RECORD.pack(rows, 0, serial, check) + body, at)
+            written = self.pwritev(self.fd, (RECORD.pack(rows, 0, serial, check), body), at)
         if written != need:
             raise OSError(5, "short write to the journal")
         self.check = check
@@ -171,7 +174,7 @@ class Journal:
         self.check = randbits(64)
 
     def replay(self) -> Iterator[tuple[int, bytes, bytes]]:
-        """(serial, entries, data) of each valid record from here on; the position moves behind each when it is taken."""
+        """(serial, entries, data) of each valid record from here on; the position moves behind each that is taken."""
         start = self.position
         while self.position - start < self.size:
             at = self.position % self.size

@@ -57,9 +57,7 @@ class Node:
         "xattrs",
     )
 
-    def __init__(
-        self, tree: Tree, ino: int, num: int, mode: int, uid: int, gid: int, rdev: int, now: int
-    ) -> None:
+    def __init__(self, tree: Tree, ino: int, num: int, mode: int, uid: int, gid: int, rdev: int, now: int) -> None:
         self.tree = tree
         self.ino = ino
         self.num = num

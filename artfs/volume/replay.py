@@ -13,7 +13,7 @@ from artfs.blocks import Chunk
 from artfs.errors import ArtfsError, DamagedError
 from artfs.meta import Checkpoint
 from artfs.types import Epoch, Serial
-from artfs.volume import journal as J  # noqa: N812
+from artfs.volume import journal as J
 from artfs.volume.node import Dentry
 from artfs.volume.rows import DENTRY, U64
 
@@ -35,9 +35,7 @@ def replay(shard: Shard, journal: J.Journal) -> int:
         tree = shard.trees.get(Serial(serial)) or shard._open(namespace)
         entries = list(J.entries(body))
         if not all(_has_bytes(shard, body, kind, start) for kind, start, _ in entries):
-            log.warning(
-                "the journal names bytes that did not reach the disk; replay ends after %d records", count
-            )
+            log.warning("the journal names bytes that did not reach the disk; replay ends after %d records", count)
             break
         for kind, start, _ in entries:
             _apply(shard, tree, kind, body, start, data)

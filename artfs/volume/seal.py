@@ -66,17 +66,14 @@ def seal(
         plan = plans[key] = _plan(objects, current, inline_limit)
         groups += [part for part in plan if isinstance(part, _Group)]
     _append(objects, serial, groups, sealed)
-    done = {
-        key: [part.sealed() if isinstance(part, _Group) else part for part in plan]
-        for key, plan in plans.items()
-    }
+    done = {key: [part.sealed() if isinstance(part, _Group) else part for part in plan] for key, plan in plans.items()}
     return {key: pack_block(block) or None for key, block in done.items()}, done
 
 
 def _plan(objects: LocalObjects, block: Block, inline_limit: int) -> list[Extent | _Group]:
     """What stays as it is, and what becomes a chunk."""
     loose = [extent for extent in block if extent[2].__class__ is bytes]
-    if not loose or len(loose) <= INLINE_PIECES and sum(e - s for s, e, _, _ in loose) <= inline_limit:
+    if not loose or (len(loose) <= INLINE_PIECES and sum(e - s for s, e, _, _ in loose) <= inline_limit):
         return list(block)
     plan: list[Extent | _Group] = []
     rewrite = len(block) - len(loose) > MAX_PIECES

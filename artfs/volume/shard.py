@@ -129,6 +129,7 @@ class Shard:
         tree = self.trees.pop(serial, None)
         if tree is not None:
             self.changed.discard(tree)
+            self._swept.discard(serial)
             self.objects.forget(serial)
 
     # commits
@@ -202,6 +203,7 @@ class Shard:
         except BaseException as error:
             self._started -= 1
             self.changed |= trees
+            records.pop(("journal", "state"), None)  # whoever takes the rest has not committed the batches
             self.catalogue.records = records | self.catalogue.records
             if type(error) is OSError:
                 error = _translated(error)
@@ -230,9 +232,7 @@ class Shard:
                 rows, done = seal(self.objects, tree.serial, pending.blocks, self.inline_limit, sealed)
                 for key, block in done.items():
                     lists[id(pending.blocks[key])] = block
-                batches.append(
-                    Batch(tree.serial, Epoch(pending.epoch), pending.rows | rows, pending.checkpoint)
-                )
+                batches.append(Batch(tree.serial, Epoch(pending.epoch), pending.rows | rows, pending.checkpoint))
         self.objects.sync()
         self.engine.commit(batches, records)
         return sealed, lists
@@ -282,9 +282,7 @@ class Shard:
     def sync_failed(self, number: int) -> None:
         """The disk may have dropped what it was told to keep: no promise can be made any more."""
         self.damaged(
-            UnavailableError(
-                f"fsync of the store failed: {os.strerror(number)}; check the disk, then remount"
-            )
+            UnavailableError(f"fsync of the store failed: {os.strerror(number)}; check the disk, then remount")
         )
 
     def statistics(self) -> ShardStatistics:

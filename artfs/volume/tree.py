@@ -142,7 +142,7 @@ class Tree(Attributes):
         return self.row(b"D" + folder.key[1:] + name, None)
 
     def _vacant(self, folder: Node, name: bytes) -> None:
-        if folder.ino == ROOT and (name in RESERVED or self.blob and name != BLOB_DATA):
+        if folder.ino == ROOT and (name in RESERVED or (self.blob and name != BLOB_DATA)):
             raise FsError(errno.EPERM)
         if self.find(folder, name) is not None:
             raise FsError(errno.EEXIST)

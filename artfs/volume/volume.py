@@ -85,9 +85,7 @@ class Volume:
 
     def _checkpoint(self, name: str, description: str, labels: dict[str, Any]) -> Checkpoint:
         if len(json.dumps(labels)) > LABELS_MAX:
-            raise InvalidError(
-                f"the labels of a checkpoint may have {LABELS_MAX} bytes of JSON; shorten them"
-            )
+            raise InvalidError(f"the labels of a checkpoint may have {LABELS_MAX} bytes of JSON; shorten them")
         self.tree.begin(frees=True)
         return self._pin(name, description, labels)
 
@@ -117,9 +115,7 @@ class Volume:
     async def label(self, name: str, labels: Mapping[str, Any]) -> Checkpoint:
         """Replace a checkpoint's labels.  Errors: NotFoundError, InvalidError."""
         if len(json.dumps(dict(labels))) > LABELS_MAX:
-            raise InvalidError(
-                f"the labels of a checkpoint may have {LABELS_MAX} bytes of JSON; shorten them"
-            )
+            raise InvalidError(f"the labels of a checkpoint may have {LABELS_MAX} bytes of JSON; shorten them")
         await self.shard.commit()
         old = self.find(name)
         new = replace(old, labels=dict(labels))
@@ -190,9 +186,7 @@ class Volume:
         tree = self.tree
         replaced = {ino for ino, value in touched.items() if value is None or _is_file(value)}
         for folder in [node for node in tree.nodes.values() if node.kids]:
-            restored.names += [
-                (folder, name) for name, entry in (folder.kids or {}).items() if entry.ino in replaced
-            ]
+            restored.names += [(folder, name) for name, entry in (folder.kids or {}).items() if entry.ino in replaced]
         for key in dentries:
             parent = tree.nodes.get(U64.unpack_from(key, 1)[0])
             if parent is not None and parent.kids is not None:
@@ -259,7 +253,7 @@ class Volume:
         )
 
     async def destroy(self) -> list[Node]:
-        """Delete the namespace with all its versions.  Returns the nodes that were in memory: their numbers are void."""
+        """Delete the namespace with all its versions.  Returns the nodes that were in memory: they are void."""
         tree = self.tree
         catalogue = self.shard.catalogue
         async with self._exclusive(), self.shard.committing():
@@ -293,7 +287,7 @@ class Volume:
     # the way in
     @asynccontextmanager
     async def _exclusive(self) -> AsyncIterator[Any]:
-        """Hold changes of the namespace up, with nothing pending.  Yields a call that commits what is pending by then."""
+        """Hold changes of the namespace up, with nothing pending.  Yields a call that commits what is pending then."""
         tree = self.tree
         while tree.gate is not None:
             await tree.gate()
@@ -313,7 +307,7 @@ class Volume:
                 yield settle
         finally:
             tree.gate = None
-            tree.locked = locked or self.shard.failure is not None
+            tree.locked = locked or tree.read_only or self.shard.failure is not None
             opened.set()
 
     async def _engine(self, call: Any, *args: Any) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, ParamSpec, TypeVar
 
 
-class MustWait(Exception):  # noqa: N818 - a signal to the runner, not an error
+class MustWait(Exception):
     """`wait` is called once; it may raise what the operation would."""
 
     def __init__(self, wait: Callable[[], Awaitable[Any]], final: bool = False) -> None:

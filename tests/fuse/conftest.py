@@ -1,5 +1,7 @@
-"""Fixtures of the driver's suite."""
+"""Fixtures of the driver's suite: mounts, as in tests/fuse_fixtures.py."""
 
-from tests.fuse_fixtures import mount, mounted_workspace, shared_mount, workspace
+import pytest
 
-__all__ = ["mount", "mounted_workspace", "shared_mount", "workspace"]
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.import_plugin("tests.fuse_fixtures")

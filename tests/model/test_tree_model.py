@@ -7,7 +7,7 @@ when the tree learns of it.
 
 from __future__ import annotations
 
-import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from artfs.errors import UnavailableError
+from artfs.errors import FsError, UnavailableError
 from artfs.meta.memory import MemoryEngine
 from artfs.meta.sqlite import SqliteEngine
 from artfs.objects.local import LocalObjects
@@ -131,6 +131,8 @@ class Histories(RuleBasedStateMachine):
         for held in space.held:
             same = named.get(held.file.ident)
             if held.node in stale:
+                with pytest.raises(FsError):
+                    held.node.tree.setattr(held.node, 0, 0, 0, 0, 0, 0, 0, 0)
                 held.node.looks -= 1
                 if not held.node.looks:
                     held.node.tree.rest(held.node)
@@ -239,12 +241,11 @@ class DurableHistories(Histories):
         shutil.rmtree(self.root)
 
 
-logging.getLogger("artfs").setLevel(logging.CRITICAL)
+EXAMPLES = int(os.environ.get("ARTFS_TEST_EXAMPLES", "60"))
+HISTORY = settings(
+    max_examples=EXAMPLES, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+)
 TestMemory = Histories.TestCase
+TestMemory.settings = HISTORY
 TestSqlite = DurableHistories.TestCase
-TestMemory.settings = settings(
-    max_examples=150, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
-)
-TestSqlite.settings = settings(
-    max_examples=150, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
-)
+TestSqlite.settings = HISTORY
