@@ -35,7 +35,7 @@ Block = list[Extent]
 def _first(block: Block, start: int) -> int:
     """Index of the first extent that ends behind `start`."""
     # (start,) sorts before every extent that begins there: no key function, no Python call per comparison.
-    at = bisect_left(block, (start,))  # type: ignore[arg-type]
+    at = bisect_left(block, (start,))
     return at - 1 if at and block[at - 1][1] > start else at
 
 

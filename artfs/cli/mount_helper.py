@@ -79,4 +79,4 @@ def as_mount_command(words: Sequence[str]) -> list[str] | None:
     if len(words) < 2 or "/" not in words[0] or words[0].startswith("-") or words[1].startswith("-"):
         return None
     source = words[0].removeprefix("artfs#")
-    return ["--root", source, "mount", "--no-init", words[1], *words[2:]]
+    return ["--root", source, "--quiet", "mount", "--no-init", words[1], *words[2:]]

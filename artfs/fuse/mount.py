@@ -91,6 +91,7 @@ class Mount:
             flush=self._flush,
             sync=store.shard.sync,
             stale_blocks=self._stale_blocks,
+            refused=self._refused,
         )
         if options.checked or not options.principal.admin:
             self.guard = Guard(self.requests, self._resolve, self._permit, checked=options.checked)
@@ -241,6 +242,13 @@ class Mount:
                 import pyfuse3
 
                 pyfuse3.invalidate_inode(num, attr_only=True)
+
+    def _refused(self, num: int) -> None:
+        """A file that takes no writes was written to: its pages are not what it holds."""
+        if self._tasks is not None:
+            self._tasks.start_soon(
+                partial(to_thread.run_sync, self._invalidate, [], [num], abandon_on_cancel=True)
+            )
 
     async def settle(self, volume: Volume) -> None:
         """See `Surface`: syncfs queues every dirty page, and when statfs is answered the queue before it was

@@ -32,6 +32,10 @@ CHECKPOINTS = b".checkpoints"
 META_FILES = (b"_meta.json", b".workspace")
 TCGETS, FS_IOC_GETFLAGS, FS_IOC_GETVERSION = 0x5401, 0x80086601, 0x80087601
 S_IFMT = 0o170000
+CAPABILITY = b"security.capability"
+NO_CAPABILITY = b"\0\0\0\2".ljust(20, b"\0")
+"""An empty set of capabilities (linux/capability.h, revision 2), which files of a checkpoint claim to have: opening needs
+no request and the kernel caches writes, so that a write(2) to them can fail only because these cannot be removed."""
 
 
 class Requests:
@@ -50,6 +54,7 @@ class Requests:
         flush: Callable[[int], Any],
         sync: Callable[[], Awaitable[None]],
         stale_blocks: Callable[[int], Any],
+        refused: Callable[[int], Any],
     ) -> None:
         self.held: dict[int, Node] = {1: root}
         self.root = root
@@ -61,6 +66,7 @@ class Requests:
         self.flush = flush
         self.sync = sync
         self.stale_blocks = stale_blocks
+        self.refused = refused
         self.grown: set[int] = set()  # st_blocks unknown to the kernel, which asks after a close but not an fsync
         self.negative = wire.negative(valid)
         self.unknown = wire.negative(0)
@@ -226,7 +232,12 @@ class Requests:
     def write(self, ino: int, offset: int, data: bytes | memoryview, flags: int) -> int:
         node = self.held[ino]
         allocated = node.allocated
-        length = node.tree.write(node, offset, data, flags)
+        try:
+            length = node.tree.write(node, offset, data, flags)
+        except FsError as error:
+            if error.errno == errno.EROFS:  # the kernel shows the bytes that it wrote to its cache, unless told
+                self.refused(ino)
+            raise
         if node.allocated != allocated:
             self.grown.add(ino)
         return length
@@ -286,7 +297,12 @@ class Requests:
             value = self.control.getxattr(node, name)
             if value is not None:
                 return value
-        return node.tree.getxattr(node, name)
+        try:
+            return node.tree.getxattr(node, name)
+        except FsError:
+            if name == CAPABILITY and node.tree.read_only and node.is_file and node.tree is not DEAD:
+                return NO_CAPABILITY
+            raise
 
     def listxattr(self, ino: int) -> bytes:
         node = self.node(ino)

@@ -300,7 +300,7 @@ class Client:
             "bytes": {name: len(value) for name, value in data.items()},
         }
         try:
-            with anyio.fail_after(SILENCE):
+            with anyio.fail_after(SILENCE), suppress(*GONE):  # what it last said can still be read
                 await self._stream.send(encode(document, b"".join(data.values())))
             while True:
                 reply, rest = await self._frames.read(SILENCE)

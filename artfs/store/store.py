@@ -7,6 +7,9 @@
 A `Surface` is what shows the store to somebody who caches (a mount): it is asked to hand over what it holds before a
 checkpoint, and told what has become void.
 
+A call that changes something and tells surfaces is not cancelled in between: what a surface was not told it would show
+for ever.
+
 Expiry is exact where a name is resolved (`alive`), and a reaper deletes what has expired soon after its moment.
 """
 
@@ -170,14 +173,19 @@ class Store:
         """Within its scope.  Errors: InvalidError, ExistsError."""
         check_namespace_name(name)
         renamed = replace(self.alive(namespace), name=name)
-        self.catalogue.put(renamed)
-        await self.shard.commit()
-        await self._tell_grid(namespace)
-        await self._tell_grid(renamed)
+        with anyio.CancelScope(shield=True):
+            self.catalogue.put(renamed)
+            await self.shard.commit()
+            await self._tell_grid(namespace)
+            await self._tell_grid(renamed)
         return renamed
 
     async def destroy_namespace(self, namespace: Namespace, *, for_good: bool = False) -> bool:
         """Delete it; with checkpoints it goes to the trash for a day.  Returns whether it did."""
+        with anyio.CancelScope(shield=True):
+            return await self._destroy(namespace, for_good)
+
+    async def _destroy(self, namespace: Namespace, for_good: bool) -> bool:
         tree = self.shard.tree(namespace)
         if tree.checkpoints and not for_good and namespace.trashed is None:
             trashed = replace(namespace, trashed=time_ns())
@@ -230,8 +238,9 @@ class Store:
             created=time_ns(),
             prefix=place,
         )
-        self.volumes[target.serial] = await volume.clone(target, at)
-        await self._tell_grid(target)
+        with anyio.CancelScope(shield=True):
+            self.volumes[target.serial] = await volume.clone(target, at)
+            await self._tell_grid(target)
         return target
 
     # checkpoints
@@ -244,22 +253,25 @@ class Store:
     ) -> Checkpoint:
         """Of everything that was written before this call, through whatever door."""
         await self.settle(volume)
-        checkpoint = await volume.checkpoint(name, description, labels)
-        await self._tell_checkpoint(volume.namespace, checkpoint)
+        with anyio.CancelScope(shield=True):
+            checkpoint = await volume.checkpoint(name, description, labels)
+            await self._tell_checkpoint(volume.namespace, checkpoint)
         return checkpoint
 
     async def restore(self, volume: Volume, name: str) -> Checkpoint:
         """Returns the safety checkpoint that was taken first."""
         volume.find(name)
         await self.settle(volume)
-        restored = await volume.restore(name)
-        for surface in self.surfaces:
-            await surface.restored(volume, restored)
+        with anyio.CancelScope(shield=True):
+            restored = await volume.restore(name)
+            for surface in self.surfaces:
+                await surface.restored(volume, restored)
         return restored.safety
 
     async def delete_checkpoint(self, volume: Volume, name: str) -> Checkpoint:
-        checkpoint = await volume.delete_checkpoint(name)
-        await self._tell_checkpoint(volume.namespace, checkpoint)
+        with anyio.CancelScope(shield=True):
+            checkpoint = await volume.delete_checkpoint(name)
+            await self._tell_checkpoint(volume.namespace, checkpoint)
         return checkpoint
 
     async def settle(self, volume: Volume) -> None:

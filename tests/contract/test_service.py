@@ -205,8 +205,8 @@ def test_checkpoints(calling: Calling) -> None:
         assert safety in [p["id"] for p in await c.call("checkpoint_list", path=WS, all=True)]
         assert len(await c.call("checkpoint_list", path=WS)) == 2
         assert (await c.call("checkpoint_label", path=WS, name="v1", labels={}))["labels"] == {}
-        assert (await c.call("checkpoint_delete", path=WS, name="v1"))["id"] == "v1~2"
         assert (await c.call("checkpoint_delete", path=WS, name="v1"))["id"] == "v1"
+        assert (await c.call("checkpoint_delete", path=WS, name="v1"))["id"] == "v1~2"
         await fails(NotFoundError, c.call("checkpoint_restore", path=WS, name="v1"), "artfs checkpoint list")
         await fails(InvalidError, c.call("checkpoint_create", path=WS, name=".x"))
 
@@ -500,7 +500,7 @@ def test_an_owner_that_ends_says_so(root: Path, loop: str) -> None:
 
 def test_an_owner_that_ends_waits_for_those_it_serves(root: Path, loop: str) -> None:
     async def main() -> None:
-        results = []
+        results: list[Any] = []
         async with anyio.create_task_group() as tasks:
 
             async def other() -> None:

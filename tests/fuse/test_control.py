@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import mmap
 import os
 import shutil
 import stat
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 
 from artfs import control
-from tests.fuse.tools import ask, checkpoints, command, eventually
+from tests.fuse.tools import ask, checkpoints, command, eventually, opened
 from tests.posix.calls import result
 from tests.posix.trees import Tree, snapshot
 from tests.programs.run import need, run
@@ -410,17 +411,31 @@ def test_a_checkpoint_is_read_only(workspace: Path) -> None:
 
 
 def _write(path: Path) -> str:
-    """The first error of writing to a file and flushing it."""
+    """How a write(2) to a file ends."""
+    with opened(path, os.O_WRONLY | os.O_APPEND) as fd:
+        return result(os.write, fd, b"x")
 
-    def work() -> None:
-        fd = os.open(path, os.O_WRONLY)
-        try:
-            os.write(fd, b"x")
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
-    return result(work)
+def test_a_mapping_of_a_checkpoint_cannot_change_it(workspace: Path) -> None:
+    """A store into a mapping is refused only when it is written back: what it left in the cache goes then."""
+    _file(workspace, content="x" * 8192)
+    command(workspace, "checkpoint", "v1")
+    path = workspace / ".checkpoints/v1/a"
+    with opened(path, os.O_RDWR) as fd:
+        with mmap.mmap(fd, 8192) as mapping:
+            mapping[:3] = b"new"
+            assert result(mapping.flush) in ("EROFS", "EIO")
+        assert result(os.fsync, fd) in ("ok", "EROFS", "EIO")
+    eventually(lambda: path.read_text() == "x" * 8192)
+    command(workspace, "checkpoint", "after")
+    assert (workspace / "a").read_text() == "x" * 8192
+
+
+def test_programs_run_from_a_checkpoint(workspace: Path) -> None:
+    shutil.copy("/bin/true", workspace / "true")
+    command(workspace, "checkpoint", "v1")
+    run(workspace / ".checkpoints/v1/true")
+    assert os.listxattr(workspace / ".checkpoints/v1/true") == []
 
 
 def test_inode_numbers_of_a_checkpoint_are_its_own(workspace: Path) -> None:
