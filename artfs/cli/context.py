@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from artfs.cli import mounttable
 from artfs.cli.output import Output
-from artfs.errors import BusyError, InvalidError
+from artfs.errors import BusyError, DeniedError, InvalidError
 
 if TYPE_CHECKING:
     from artfs.store.service import Caller
@@ -68,6 +68,8 @@ class Context:
 
         from artfs.store.service import connect
 
+        check_access(self.root)
+
         async def main() -> T:
             async with connect(self.root, f"artfs {self.args.command_name}") as caller:
                 return await work(caller)
@@ -77,6 +79,12 @@ class Context:
     def call(self, method: str, **arguments: Any) -> Any:
         """One call of the store: see `artfs.store.service`."""
         return self.ask(lambda caller: caller.call(method, **arguments))
+
+
+def check_access(root: Path) -> None:
+    """Errors: DeniedError if the store is not for this user."""
+    if os.path.isdir(root) and not os.access(root, os.R_OK | os.W_OK | os.X_OK):
+        raise DeniedError(f"no permission: the store {root} is another user's; act as that user, or as root")
 
 
 def is_namespace_id(text: str) -> bool:

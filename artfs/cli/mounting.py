@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artfs.cli import mounttable
-from artfs.cli.context import Context
+from artfs.cli.context import Context, check_access
 from artfs.cli.machine import PATIENCE, within
 from artfs.cli.mount_helper import mount_options
 from artfs.cli.mounttable import Entry
@@ -96,6 +96,7 @@ def mount(ctx: Context) -> int:
     plan = make_plan(ctx)
     check_machine(plan)
     check_point(plan, mounttable.read_mounts())
+    check_access(plan.root)
     made = prepare_store(ctx)
     if ctx.args.foreground:
         in_front(plan, lambda: ctx.out.say(f"{plan.point} shows {plan.part} of {plan.root}"))

@@ -319,6 +319,8 @@ class Requests:
 
     def removexattr(self, ino: int, name: bytes) -> int:
         node = self.node(ino)
+        if name == CAPABILITY and node.tree.read_only and node.tree is not DEAD:
+            raise FsError(errno.EROFS)
         node.tree.removexattr(node, name)
         return 0
 

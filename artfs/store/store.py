@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from time import time_ns
@@ -86,6 +86,7 @@ class Store:
         self.surfaces: list[Surface] = []
         self.volumes: dict[Serial, Volume] = {}
         self.recovered = 0
+        self._naming = anyio.Lock()  # renames and deletions of namespaces come one after another
 
     # namespaces
     async def create_namespace(
@@ -172,18 +173,29 @@ class Store:
     async def rename_namespace(self, namespace: Namespace, name: str, replacing: bool = False) -> Namespace:
         """Within its scope.  Errors: InvalidError, ExistsError."""
         check_namespace_name(name)
-        renamed = replace(self.alive(namespace), name=name)
+        async with self._naming:
+            renamed = replace(self.alive(namespace), name=name)
+            with anyio.CancelScope(shield=True):
+                self.catalogue.put(renamed)
+                await self.shard.commit()
         with anyio.CancelScope(shield=True):
-            self.catalogue.put(renamed)
-            await self.shard.commit()
             await self._tell_grid(namespace)
             await self._tell_grid(renamed)
         return renamed
 
     async def destroy_namespace(self, namespace: Namespace, *, for_good: bool = False) -> bool:
-        """Delete it; with checkpoints it goes to the trash for a day.  Returns whether it did."""
-        with anyio.CancelScope(shield=True):
-            return await self._destroy(namespace, for_good)
+        """Delete it; with checkpoints it goes to the trash for a day.  Returns whether it did.
+        Errors: NotFoundError if that was done already."""
+        async with self._naming:
+            current = self.catalogue.by_serial.get(namespace.serial)
+            if current is None or (current.trashed is not None and not for_good):
+                raise NotFoundError(f"Namespace not found: {namespace.grid_path}; it has just been deleted")
+            with anyio.CancelScope(shield=True):
+                return await self._destroy(current, for_good)
+
+    async def _reap_namespace(self, namespace: Namespace) -> None:
+        with suppress(NotFoundError):  # somebody was faster
+            await self.destroy_namespace(namespace, for_good=True)
 
     async def _destroy(self, namespace: Namespace, for_good: bool) -> bool:
         tree = self.shard.tree(namespace)
@@ -296,9 +308,9 @@ class Store:
     async def _reap_session(self, session: Session) -> None:
         folder = scope_dir(Scope.SESSION, session.id)
         for namespace in list(self.catalogue.entries(session.sandbox, folder).values()):
-            await self.destroy_namespace(namespace, for_good=True)
+            await self._reap_namespace(namespace)
         for namespace in [n for n in self.catalogue.trash() if n.place == (session.sandbox, folder)]:
-            await self.destroy_namespace(namespace, for_good=True)
+            await self._reap_namespace(namespace)
         await to_thread.run_sync(self.sessions.reaped, session.sandbox, session.id)
         for surface in self.surfaces:
             await surface.scope_ended(session.sandbox, folder)
@@ -358,7 +370,7 @@ class Store:
         for namespace in list(self.catalogue.by_serial.values()):
             expired = namespace.expires is not None and namespace.expires <= now
             if expired or (namespace.trashed is not None and namespace.trashed + TRASH_KEPT <= now):
-                await self.destroy_namespace(namespace, for_good=True)
+                await self._reap_namespace(namespace)
                 count += 1
         return count
 

@@ -31,6 +31,7 @@ from artfs.blocks import Chunk
 from artfs.errors import ArtfsError, BusyError, DamagedError, InvalidError, NotFoundError
 from artfs.grid import check_id, session_key
 from artfs.meta import Batch, Checkpoint
+from artfs.meta.schema import CHECKS
 from artfs.meta.sqlite import SqliteEngine
 from artfs.objects.local import LocalObjects
 from artfs.sessions import Session
@@ -154,8 +155,7 @@ class _Run:
 
     def repair(self, found: list[Finding]) -> Report:
         """See the module."""
-        broken = [Finding("database", str(self.root / "meta.db"), line) for line in self.engine.check()]
-        if self.settings is None or any(finding.what.startswith("database:") for finding in broken):
+        if self.settings is None or any(_of_the_file(line) for line in self.engine.check()):
             return self.look(found)
         journal = read_journal(self.engine, self.root / "journal")
         if journal.fixes:
@@ -333,6 +333,11 @@ class _Sessions(SqliteSessions):
         if not all(isinstance(time, int) for time in (session.created_ns, session.expires_ns)):
             raise ValueError("its times are no numbers")
         return session
+
+
+def _of_the_file(line: str) -> bool:
+    """Whether a line of `Engine.check` is about the database itself, not about rows."""
+    return not line.startswith(tuple(CHECKS))
 
 
 def _both(call: Callable[[int, int], int], one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:

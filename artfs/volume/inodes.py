@@ -139,10 +139,7 @@ class Inodes(RowSet):
         self.idle.pop(node.ino, None)
         if self.read_only:
             return
-        keys = [b"b" + node.key[1:] + index.to_bytes(4, "big") for index in self.indexes(node)]
-        if node.xattrs:
-            keys += [key for key, _ in self.scan(b"x" + node.key[1:])]
-        keys.append(node.key)
+        keys = self.orphan_keys(node)
         unseen = self.orphans.pop(node.ino, None) is self.open_batch
         for key in keys:
             self.blocks.pop(key, None)
@@ -151,6 +148,13 @@ class Inodes(RowSet):
             else:
                 self.rows[key] = None
         self.owner.changed.add(self)  # type: ignore[arg-type]
+
+    def orphan_keys(self, node: Node) -> list[bytes]:
+        """Of all its rows.  REQUIRES: it has no name."""
+        keys = [b"b" + node.key[1:] + index.to_bytes(4, "big") for index in self.indexes(node)]
+        if node.xattrs:
+            keys += [key for key, _ in self.scan(b"x" + node.key[1:])]
+        return [*keys, node.key]
 
     def indexes(self, node: Node) -> list[int]:
         raise NotImplementedError  # pragma: no cover - Data has it

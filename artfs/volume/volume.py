@@ -168,6 +168,9 @@ class Volume:
                     value = rows[key] = value[:KID_AT] + U32.pack(numbers) + value[KID_AT + 4 :]
                     numbers += 1
                 touched[ino] = value
+            for ino in tree.orphans:
+                if touched.get(ino) is not None:  # it has its name again, and rows that are versioned
+                    rows.update(dict.fromkeys(tree.orphan_keys(tree.nodes[ino])))
             head = Head(tree.epoch, numbers, tree.cookies, tree.counters().objects, *wanted.usage)
             rows[HEAD_KEY] = head.pack()
             await self._engine(self.shard.engine.restore, tree.serial, wanted.epoch, Epoch(tree.epoch), rows)
@@ -198,6 +201,7 @@ class Volume:
             node = tree.nodes.get(ino)
             if node is None:
                 continue
+            tree.orphans.pop(ino, None)
             if ino in replaced:
                 del tree.nodes[ino]
                 tree.idle.pop(ino, None)
@@ -205,6 +209,7 @@ class Volume:
             else:
                 assert value is not None
                 node.unpack(value)
+                node.key = b"I" + U64.pack(ino)
                 restored.folders.append(node)
         void(restored.stale)
 

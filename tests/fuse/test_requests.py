@@ -310,9 +310,7 @@ def test_listing_a_directory_once(counts: Counts, place: str) -> None:
     code = "import os, sys; print(sum(e.stat().st_nlink for e in os.scandir(sys.argv[1])))"
 
     def walk() -> None:
-        done = subprocess.run(
-            [sys.executable, "-c", code, folder], check=True, capture_output=True, text=True
-        )
+        done = subprocess.run([sys.executable, "-c", code, folder], check=True, capture_output=True, text=True)
         assert done.stdout == "300\n"
 
     found = counts.of(walk)
