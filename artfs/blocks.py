@@ -73,7 +73,8 @@ def _replace(block: Block, start: int, end: int, new: Block) -> int:
 
 
 def pieces(block: Block, start: int, end: int) -> Iterator[tuple[int, Source, int]]:
-    """`start..end` in order as (length, source, offset in the source); a hole is `(length, None, 0)`."""
+    """`start..end` in order as (length, source, offset in the source); a hole is `(length, None, 0)`.
+    REQUIRES: start < end."""
     at = start
     for i in range(_first(block, start), len(block)):
         s, e, source, offset = block[i]

@@ -133,6 +133,20 @@ class Reference:
         file.nlink += 1
         folder.mtime = None
 
+    def replace(self, file: File, folder: File, name: bytes) -> None:
+        """Give a file without a name this one, in place of the file that has it."""
+        other = self.lookup(folder, name)
+        if other is None:
+            self._vacant(folder, name)
+        elif other.kids is not None:
+            fail(errno.EISDIR)
+        else:
+            self._remove(folder, name, other)
+        assert folder.kids is not None
+        folder.kids[name] = file
+        file.nlink = 1
+        folder.mtime = None
+
     def unlink(self, folder: File, name: bytes) -> None:
         file = self.lookup(folder, name)
         if file is None:

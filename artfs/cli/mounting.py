@@ -56,7 +56,8 @@ def add(commands: Commands) -> None:
             "mount -t fuse.artfs -o allow_other /srv/store /mnt/grid",
         ],
         description="Makes a store if there is none.  Returns when the mount answers; a process in the background\n"
-        "serves it, which logs to mount.log in the store.  `artfs umount` ends it.",
+        "serves it, which logs to mount.log in the store.  `artfs umount` ends it.\n\n"
+        "mount(8) and fstab find artfs only in the system's directories: link it into /usr/local/bin for them.",
         paths=True,
     )
     parser.add_argument("point", metavar="DIR", help="an existing directory")

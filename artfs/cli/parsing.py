@@ -44,6 +44,19 @@ class Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (`{self.prog} --help` tells more)", self.format_usage())
 
+    _mixing = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Options may stand between the arguments of a command, as in `checkpoint create . -d TEXT NAME`."""
+        # What argparse has for that does not work for parsers with commands, and calls this method itself.
+        if self._mixing or self._subparsers is not None:
+            return super().parse_known_args(args, namespace)
+        self._mixing = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._mixing = False
+
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
         """The arguments, with every global option; what follows `--` of `artfs run` is its `program`."""
         head, program = list(words), []

@@ -15,9 +15,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from artfs.cli import mounttable
 from artfs.cli.context import Context
@@ -80,7 +81,7 @@ def shared_writable(root: Path) -> bool:
     return load_settings(root).shared_writable
 
 
-def view_of(session: dict[str, str | None], shared_writable: bool) -> View:
+def view_of(session: Mapping[str, Any], shared_writable: bool) -> View:
     sandbox, user = session["sandbox"], session["user"]
     home = f"{sandbox}/{scope_dir(Scope.SESSION, session['id'])}"
     writable = [home] + ([f"{sandbox}/{scope_dir(Scope.USER, user)}"] if user is not None else [])

@@ -107,7 +107,7 @@ def fsck(ctx: Context) -> int:
     mended = sum(problem.repaired for problem in report.problems)
     left = len(report.problems) - mended
     lines.append("  ".join(f"{name} {count}" for name, count in report.counts.items()))
-    lines.append("the store is clean" if not report.problems else f"{left} problems left, {mended} repaired")
+    lines.append("the store is clean" if not report.problems else f"problems left: {left}, repaired: {mended}")
     ctx.out.result(document, filter(None, lines))
     if left and not ctx.args.repair:
         ctx.out.say("`artfs fsck --repair` mends what can be mended")

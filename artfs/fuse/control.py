@@ -67,6 +67,9 @@ class Control:
             if node is None:
                 node = CheckpointsTree(self, volume).folder
                 self._folders[tree.number] = node
+            # Who may write the namespace's root may make checkpoints.
+            node.mode, node.uid, node.gid = root.mode, root.uid, root.gid
+            node.entry = None
             return node
         is_blob = volume.namespace.type == "blob"
         if name == b".workspace" and is_blob:

@@ -56,15 +56,14 @@ class GridTree(VirtualTree):
         node = self._nodes.get(place)
         if node is None:
             number = self.numbers.of("/".join(("grid", *place)))
-            mode, uid = 0o755, 0
-            if len(place) == 2 and self.scope_uid is not None:
-                parsed = parse_scope_dir(place[1])
-                assert parsed is not None
-                if parsed[0] is not Scope.SANDBOX:
-                    mode, uid = 0o700, self.scope_uid(place[0], *parsed)
-            elif len(place) == 2 and place[1] == "shared" and self.store.settings.shared_writable:
-                mode = 0o1777
-            node = self._nodes[place] = folder(self, number, mode, uid)
+            mode, uid, gid = 0o755, os.getuid(), os.getgid()
+            parsed = parse_scope_dir(place[1]) if len(place) == 2 else None
+            if parsed is not None and parsed[0] is Scope.SANDBOX:
+                if self.store.settings.shared_writable:
+                    mode = 0o1777
+            elif parsed is not None and self.scope_uid is not None:
+                mode, uid = 0o700, self.scope_uid(place[0], *parsed)
+            node = self._nodes[place] = folder(self, number, mode, uid, gid)
             self._places[number] = place
         return node
 

@@ -29,8 +29,8 @@ VECTOR = 512
 
 class LocalObjects:
     """`prefixes`: serial → path below `root`, for every namespace that ever had objects here.  `unsynced`: descriptors
-    (of objects, and of directories that got one) with what they hold more than the disk, and that the journal names;
-    `sealing`: the same of what only a commit will name."""
+    (of objects, and of directories that got one) that hold more than the disk, of what the journal names, each with the
+    number of the write that was the last to end; `sealing`: the same of what only a commit will name."""
 
     def __init__(self, root: Path | None) -> None:
         self.root = root
@@ -43,6 +43,7 @@ class LocalObjects:
         self._table: dict[int, int] = {}
         self._buried: list[tuple[int, int]] = []
         self._folders: dict[int, int] = {}
+        self._writes = 0
         self._lock = Lock()
 
     def register(self, serial: int, prefix: str, count: int) -> None:
@@ -78,7 +79,6 @@ class LocalObjects:
             if at + size > OBJECT_LIMIT and at:
                 fd, number, at = self._create(serial, sealing)
             self._open[serial, sealing] = (fd, number, at + size)
-            (self.sealing if sealing else self.unsynced)[fd] = at + size
         chunks = []
         start = at
         for i in range(0, len(datas), VECTOR):
@@ -88,6 +88,9 @@ class LocalObjects:
             if written != want:
                 _write_rest(fd, b"".join(part)[written:], start + written)
             start += want
+        with self._lock:  # only now: a sync that ran meanwhile may have missed these bytes
+            self._writes += 1
+            (self.sealing if sealing else self.unsynced)[fd] = self._writes
         for data in datas:
             chunks.append(Chunk(number, at, len(data), xxh3_128_digest(data), True))
             at += len(data)
@@ -95,6 +98,7 @@ class LocalObjects:
 
     def _create(self, serial: int, sealing: bool) -> tuple[int, int, int]:
         number = object_number(serial, self.counts[serial])
+        self.counts[serial] += 1  # also if this fails: the file may be there
         if self.root is None:
             fd = os.memfd_create(f"artfs-{number:x}", os.MFD_CLOEXEC)
         else:
@@ -109,8 +113,8 @@ class LocalObjects:
             folder = self._folders.get(serial)
             if folder is None:
                 folder = self._folders[serial] = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            (self.sealing if sealing else self.unsynced)[folder] = number
-        self.counts[serial] += 1
+            self._writes += 1
+            (self.sealing if sealing else self.unsynced)[folder] = self._writes
         self._table[number] = fd
         return fd, number, 0
 
@@ -119,10 +123,10 @@ class LocalObjects:
         for grown in (self.unsynced, self.sealing):
             with self._lock:
                 todo = dict(grown)
-            for fd, at in todo.items():
+            for fd, write in todo.items():
                 os.fdatasync(fd)
                 with self._lock:
-                    if grown.get(fd) == at:
+                    if grown.get(fd) == write:
                         del grown[fd]
 
     # reading
@@ -131,32 +135,33 @@ class LocalObjects:
         counts it.  Errors: DamagedError."""
         fd = self._table.get(number)
         if fd is None:
-            if self.root is None:
-                raise DamagedError(f"object {number:x} is not in memory")
-            try:
-                fd = os.open(self.path(number), os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError as error:
-                raise DamagedError(f"object {self.path(number)} is missing; run: artfs fsck") from error
+            fd = self._reopened(number)
             with self._lock:
                 self._table[number] = fd
             if len(self._table) > DESCRIPTORS:
                 self._trim()
         return fd
 
+    def _reopened(self, number: int) -> int:
+        if self.root is None:
+            raise DamagedError(f"object {number:x} is not in memory")
+        try:
+            return os.open(self.path(number), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise DamagedError(f"object {self.path(number)} is missing; run: artfs fsck") from error
+
     def read(self, chunk: Chunk) -> bytes:
         """All of the chunk, verified.  From any thread.  Errors: DamagedError."""
-        fd = self._table.get(chunk.object)
-        own = fd is None
-        if fd is None:
-            try:
-                fd = os.open(self.path(chunk.object), os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError as error:
-                raise DamagedError(f"object {self.path(chunk.object)} is missing; run: artfs fsck") from error
+        with self._lock:  # a descriptor of our own: the table's may be closed meanwhile, and its number given away
+            fd = self._table.get(chunk.object, -1)
+            if fd >= 0:
+                fd = os.dup(fd)
+        if fd < 0:
+            fd = self._reopened(chunk.object)
         try:
             data = os.pread(fd, chunk.length, chunk.offset)
         finally:
-            if own:
-                os.close(fd)
+            os.close(fd)
         if not chunk.verified:
             if len(data) != chunk.length or xxh3_128_digest(data) != chunk.hash:
                 name = self.path(chunk.object) if self.root else f"{chunk.object:x}"
@@ -193,7 +198,7 @@ class LocalObjects:
             if folder is not None:
                 self.unsynced.pop(folder, None)
                 self.sealing.pop(folder, None)
-                os.close(folder)
+                self._buried.append((folder, self.readers()[0]))  # an fsync may be at it
             for number in [n for n in self._table if n >> 32 == serial]:
                 fd = self._table.pop(number)
                 self.unsynced.pop(fd, None)

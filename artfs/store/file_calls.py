@@ -20,7 +20,7 @@ from artfs.vfs import PART, Files, PathError, Stat, Writing, copy
 from artfs.volume.catalogue import Namespace
 from artfs.volume.tree import BLOB_DATA
 
-READ_MAX = 16 << 20
+READ_MAX = WRITE_MAX = 16 << 20
 WRITES_MAX = 1000
 Entry = dict[str, Any]
 
@@ -80,7 +80,9 @@ class FileCalls:
         return self._handle
 
     async def fs_write_part(self, handle: int, data: bytes) -> int:
-        """The next bytes; returns how many there are by now."""
+        """The next bytes, at most 16 MiB; returns how many there are by now."""
+        if len(data) > WRITE_MAX:
+            raise InvalidError(f"a part of a file has at most {WRITE_MAX} bytes; write more parts")
         writing = self._writing(handle)
         self._alive(writing)
         return await writing.write(data)
@@ -127,9 +129,7 @@ class FileCalls:
         except NotFoundError:
             if place.sandbox is None or place.scope is None or (place.path and not parents):
                 raise
-            namespace = await self.store.create_namespace(
-                place.sandbox, place.scope, place.owner, place.namespace
-            )
+            namespace = await self.store.create_namespace(place.sandbox, place.scope, place.owner, place.namespace)
             if not place.path:
                 return
         if not place.path:

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import anyio
 from anyio import to_thread
 
-from artfs.errors import BusyError, InvalidError
+from artfs.errors import BusyError, DeniedError, InvalidError
 from artfs.grid import GridPath, parse_path, scope_dir
 from artfs.meta import Checkpoint
 from artfs.sessions import Session
@@ -78,6 +78,8 @@ async def _enter(stack: AsyncExitStack, root: Path, role: str) -> Caller:
         try:
             store = await stack.enter_async_context(open_store(root, role))
             break
+        except PermissionError as error:
+            raise DeniedError(f"{root} belongs to another user; act as that user, or as root") from error
         except BusyError:
             client = await Client.connect(root)
             if client is not None:
@@ -174,9 +176,7 @@ class Service(FileCalls):
     ) -> dict[str, Any]:
         place = parse_path(path)
         if place.sandbox is None or place.scope is None or place.path:
-            raise InvalidError(
-                f"{path!r} is no place for a namespace; use SANDBOX/SCOPE/NAME, or SANDBOX/SCOPE"
-            )
+            raise InvalidError(f"{path!r} is no place for a namespace; use SANDBOX/SCOPE/NAME, or SANDBOX/SCOPE")
         if type not in tuple(NamespaceType):
             raise InvalidError(f"there is no type {type!r} of namespaces; use {' or '.join(NamespaceType)}")
         namespace = await self.store.create_namespace(
@@ -257,9 +257,7 @@ class Service(FileCalls):
         """What each namespace below `path` holds, in order of grid paths."""
         place = parse_path(path)
         if place.path:
-            raise InvalidError(
-                f"{path!r} is inside a namespace; du counts whole namespaces: use {self._whole(place)}"
-            )
+            raise InvalidError(f"{path!r} is inside a namespace; du counts whole namespaces: use {self._whole(place)}")
         found = []
         for namespace in self._below(place):
             size, inodes = self.store.usage(namespace)
@@ -276,9 +274,7 @@ class Service(FileCalls):
             "root": str(store.root) if store.root else None,
             "format": FORMAT,
             "owner": {"pid": os.getpid(), "role": self.role},
-            "mounts": [
-                str(point) for surface in store.surfaces if (point := getattr(surface, "point", None))
-            ],
+            "mounts": [str(point) for surface in store.surfaces if (point := getattr(surface, "point", None))],
             "statistics": statistics,
             "recovered": store.recovered,
             "trouble": trouble,

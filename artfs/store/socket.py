@@ -283,13 +283,15 @@ class Client:
         async with self._lock:
             if self._lost:
                 raise UnavailableError(f"the connection to process {self.pid} is lost; connect again")
+            message = self._message(method, arguments)
             self._lost = True  # until the answer is here, so that a cancelled call leaves no half of one
-            result = await self._call(method, arguments)
+            result = await self._ask(message)
         if isinstance(result, ArtfsError):
             raise result
         return result
 
-    async def _call(self, method: str, arguments: dict[str, Any]) -> Any:
+    def _message(self, method: str, arguments: dict[str, Any]) -> bytes:
+        """Errors: InvalidError if it is too long."""
         self._count += 1
         plain = {name: value for name, value in arguments.items() if not isinstance(value, bytes)}
         data = {name: value for name, value in arguments.items() if isinstance(value, bytes)}
@@ -299,9 +301,16 @@ class Client:
             "arguments": plain,
             "bytes": {name: len(value) for name, value in data.items()},
         }
+        message = encode(document, b"".join(data.values()))
+        if len(message) > REQUEST_MAX:
+            raise InvalidError(f"a call of {len(message)} bytes is too long; {REQUEST_MAX} are allowed")
+        return message
+
+    async def _ask(self, message: bytes) -> Any:
+        """The result, or the error as a value."""
         try:
             with anyio.fail_after(SILENCE), suppress(*GONE):  # what it last said can still be read
-                await self._stream.send(encode(document, b"".join(data.values())))
+                await self._stream.send(message)
             while True:
                 reply, rest = await self._frames.read(SILENCE)
                 if "error" in reply:

@@ -191,7 +191,8 @@ class Store:
             if current is None or (current.trashed is not None and not for_good):
                 raise NotFoundError(f"Namespace not found: {namespace.grid_path}; it has just been deleted")
             with anyio.CancelScope(shield=True):
-                return await self._destroy(current, for_good)
+                trashed = await self._destroy(current, for_good)
+        return trashed
 
     async def _reap_namespace(self, namespace: Namespace) -> None:
         with suppress(NotFoundError):  # somebody was faster
@@ -215,15 +216,16 @@ class Store:
 
     async def undelete_namespace(self, id: str) -> Namespace:
         """Bring a namespace back from the trash, under its name or the next free one.  Errors: NotFoundError."""
-        for trashed in self.catalogue.trash():
-            if id in (trashed.id, trashed.grid_path):
-                entry = self.catalogue.free_entry(trashed.place, trashed.entry)
-                back = replace(trashed, trashed=None, name=None if entry == trashed.id else entry)
-                self.alive_session(back)
-                self.catalogue.put(back)
-                await self.shard.commit()
-                await self._tell_grid(back)
-                return back
+        async with self._naming:
+            for trashed in self.catalogue.trash():
+                if id in (trashed.id, trashed.grid_path):
+                    entry = self.catalogue.free_entry(trashed.place, trashed.entry)
+                    back = replace(trashed, trashed=None, name=None if entry == trashed.id else entry)
+                    self.alive_session(back)
+                    self.catalogue.put(back)
+                    await self.shard.commit()
+                    await self._tell_grid(back)
+                    return back
         raise NotFoundError(f"nothing in the trash is called {id!r}; `artfs ns list --trash` shows what is")
 
     def alive_session(self, namespace: Namespace) -> None:

@@ -135,9 +135,7 @@ class Copying:
         for name in self.tree.listxattr(source):
             if name.startswith(b"user."):
                 tree.setxattr(target, name, self.tree.getxattr(source, name))
-        tree.setattr(
-            target, MODE | ATIME | MTIME, 0, source.atime, source.mtime, 0, source.mode & 0o777, 0, 0
-        )
+        tree.setattr(target, MODE | ATIME | MTIME, 0, source.atime, source.mtime, 0, source.mode & 0o777, 0, 0)
 
     # a directory
     async def _copy_folder(self, ino: int, folder: int, name: bytes) -> None:

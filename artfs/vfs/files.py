@@ -160,9 +160,7 @@ class Files:
             def work() -> Writing:
                 spot = walk(self.tree, path)
                 if not spot.name or (spot.node is not None and not spot.node.is_file):
-                    raise FsError(
-                        errno.EISDIR if spot.node is None or spot.node.kids is not None else errno.EINVAL
-                    )
+                    raise FsError(errno.EISDIR if spot.node is None or spot.node.kids is not None else errno.EINVAL)
                 return self.begin_at(spot.folder, spot.name, mode, spot.node)
 
             return await run(work)
@@ -178,9 +176,7 @@ class Files:
             mode, uid, gid = mode & ~namespace.umask, namespace.uid, namespace.gid
         return Writing(self, folder.ino, name, self.tree.make_unnamed(folder, mode, uid, gid))
 
-    async def write(
-        self, path: bytes, source: bytes | AsyncIterable[bytes], *, parents: bool = False
-    ) -> Stat:
+    async def write(self, path: bytes, source: bytes | AsyncIterable[bytes], *, parents: bool = False) -> Stat:
         """All of `source` as a file, at once; nothing is left if the source fails."""
         writing = await self.begin(path, parents=parents)
         try:
@@ -211,6 +207,7 @@ class Files:
                 return [(spot.folder, spot.name)]
 
             await self.changed(await run(work))
+            self._trim(self.tree)
 
     def mkdir_at(self, folder: Node, name: bytes, mode: int = 0o777) -> Node:
         namespace = self.namespace
@@ -232,19 +229,24 @@ class Files:
 
         for count in range(1, len(parts) + 1):
             await self.changed(await run(work, b"/".join(parts[:count]), count == len(parts)))
+        self._trim(self.tree)
 
     async def rename(self, source: bytes, target: bytes, *, replace: bool = True) -> None:
         """rename(2): of the names themselves, not of what symlinks lead to; `replace=False`: ExistsError if
         there is a `target`."""
         with self.naming(source):
             self.writable(source)
-            await run(found, self.tree, source, False)
         with self.naming(target):
             self.writable(target)
 
             def work() -> list[tuple[Node, bytes]]:
                 tree = self.tree
-                here, there = walk(tree, source, follow=False), walk(tree, target, follow=False)
+                with self.naming(source):
+                    here = walk(tree, source, follow=False)
+                there = walk(tree, target, follow=False)
+                with self.naming(source):
+                    if here.node is None:
+                        raise FsError(errno.ENOENT)
                 if not here.name or not there.name:
                     raise FsError(errno.EBUSY)
                 tree.rename(here.folder, here.name, there.folder, there.name, 0 if replace else NOREPLACE)

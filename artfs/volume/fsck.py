@@ -42,7 +42,7 @@ from artfs.volume.catalogue import Namespace
 from artfs.volume.fsck_catalogue import Catalogued, Logged, Records, read_catalogue, read_journal
 from artfs.volume.fsck_objects import Objects, damaged_inodes
 from artfs.volume.fsck_repair import plan
-from artfs.volume.fsck_view import FIRST_COOKIE, Finding, View, problems, read_view
+from artfs.volume.fsck_view import END_COOKIE, FIRST_COOKIE, Finding, View, problems, read_view
 from artfs.volume.journal import Journal
 from artfs.volume.rows import HEAD, HEAD_KEY, Head
 from artfs.volume.shard import Shard
@@ -360,7 +360,7 @@ def _counters(
     if not number < head.numbers <= 1 << 32:
         wrong.append(f"the next inode number is {head.numbers}, and {number} is in use")
         right = right._replace(numbers=number + 1)
-    if not cookie <= head.cookies < 1 << 63:
+    if not cookie <= head.cookies < END_COOKIE:
         wrong.append(f"the last cookie is {head.cookies}, and {cookie} is in use")
         right = right._replace(cookies=cookie)
     if not newest < head.epoch < 1 << 62:

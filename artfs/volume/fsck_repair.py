@@ -14,7 +14,7 @@ from collections.abc import Callable
 from stat import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG
 from time import time_ns
 
-from artfs.volume.fsck_view import FIRST_COOKIE, Inode, View, name_trouble
+from artfs.volume.fsck_view import END_COOKIE, FIRST_COOKIE, Inode, View, name_trouble
 from artfs.volume.inodes import ROOT
 from artfs.volume.node import Dentry
 from artfs.volume.rows import DENTRY, HEAD_KEY, NS, Head, number
@@ -125,7 +125,7 @@ class _Repair:
                         continue
                     self._only_home(parents, entry.ino, folder)
                 right = entry._replace(type=_kind(value) >> 12)
-                if entry.cookie < FIRST_COOKIE or entry.cookie in cookies:
+                if not FIRST_COOKIE <= entry.cookie < END_COOKIE or entry.cookie in cookies:
                     right = right._replace(cookie=self._cookie())
                 cookies.add(right.cookie)
                 if right != entry:

@@ -25,8 +25,8 @@ from artfs.volume.tree import BLOB_DATA, NAME_MAX, RESERVED
 
 PAGE = 4096
 """Rows read at once."""
-FIRST_COOKIE = 3
-"""1 and 2 are those of `.` and `..`."""
+FIRST_COOKIE, END_COOKIE = 3, 1 << 62
+"""1 and 2 are those of `.` and `..`; listings have 63 bits for them, which nobody uses up."""
 TYPES = frozenset((S_IFREG, S_IFDIR, S_IFLNK, S_IFCHR, S_IFBLK, S_IFIFO, S_IFSOCK))
 
 
@@ -102,7 +102,8 @@ class View:
         number = max(number, max(self.covered, default=0))
         for key in self.orphans:
             number = max(number, U64.unpack_from(key, 1)[0])
-        cookie = max((entry.cookie for kids in self.names.values() for entry in kids.values()), default=0)
+        cookies = (entry.cookie for kids in self.names.values() for entry in kids.values())
+        cookie = max((cookie for cookie in cookies if cookie < END_COOKIE), default=0)
         return number, cookie
 
     def reach(self, start: int = ROOT, seen: set[int] | None = None) -> set[int]:
@@ -307,7 +308,7 @@ def _names(view: View, folder: int, kids: dict[bytes, Dentry]) -> Iterator[Findi
             yield Finding("name", view.name(folder, name), f"it names inode {entry.ino}, which is not there")
         elif _type(value) != entry.type << 12:
             yield Finding("type", view.name(folder, name), "its type is not that of its inode")
-        if entry.cookie < FIRST_COOKIE or entry.cookie in cookies:
+        if not FIRST_COOKIE <= entry.cookie < END_COOKIE or entry.cookie in cookies:
             yield Finding("cookie", view.name(folder, name), f"its cookie {entry.cookie} is not its own")
         cookies.add(entry.cookie)
 

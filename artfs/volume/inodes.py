@@ -61,8 +61,8 @@ def now() -> int:
 
 class Inodes(RowSet):
     """`number` is the upper half of the kernel's inode numbers: the namespace's serial, or that of a checkpoint's
-    view.  `orphans`: inodes without a name, with the batch in which they lost it.  `gate` holds changes up while a
-    restore runs; `locked` says that a change must look at `_refuse` first."""
+    view.  `orphans`: inodes without a name, with the batch in which they lost it if no other has rows of them.
+    `gate` holds changes up while a restore runs; `locked` says that a change must look at `_refuse` first."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Inodes(RowSet):
         self.gate: Callable[[], Awaitable[None]] | None = None
         self.nodes: dict[int, Node] = {}
         self.idle: dict[int, None] = {}
-        self.orphans: dict[int, Pending] = {}
+        self.orphans: dict[int, Pending | None] = {}
         self.numbers = self.head.numbers
         self.cookies = self.head.cookies
         self.used_bytes = self.head.used_bytes
@@ -208,9 +208,10 @@ class Inodes(RowSet):
     def orphan(self, node: Node) -> bytes:
         """Take the inode out of the versioned rows: it has lost its last name.  Returns the journal entry."""
         self._move_parts(node, b"B", b"b", b"X", b"x")
-        self.orphans[node.ino] = self.open_batch
         self.rows[node.key] = None
         node.key = b"i" + node.key[1:]
+        # One that this batch has adopted before has rows to be deleted, too.
+        self.orphans[node.ino] = None if node.key in self.rows else self.open_batch
         value = node.pack()
         self.rows[node.key] = value
         node.entry = None

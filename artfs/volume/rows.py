@@ -13,6 +13,7 @@ Numbers are big-endian, so that keys sort as numbers do.
 from __future__ import annotations
 
 from struct import Struct
+from struct import error as StructError
 from typing import NamedTuple
 
 from artfs.blocks import Block, Chunk
@@ -48,7 +49,11 @@ class Head(NamedTuple):
 
     @classmethod
     def unpack(cls, value: bytes) -> Head:
-        return cls(*HEAD.unpack(value))
+        """Errors: DamagedError."""
+        try:
+            return cls(*HEAD.unpack(value))
+        except StructError as error:
+            raise DamagedError(f"a namespace's counters cannot be read ({error}); run: artfs fsck") from error
 
 
 def number(ino: int) -> bytes:

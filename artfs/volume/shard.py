@@ -271,7 +271,11 @@ class Shard:
 
         def work() -> None:
             for fd in fds:
-                os.fdatasync(fd)
+                try:
+                    os.fdatasync(fd)
+                except OSError as error:
+                    if error.errno != errno.EBADF:  # closed meanwhile: synced by a commit, or its namespace is gone
+                        raise
 
         try:
             await to_thread.run_sync(work)

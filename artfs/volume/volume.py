@@ -153,7 +153,7 @@ class Volume:
         async with self._exclusive() as settle:
             if wanted not in tree.checkpoints:
                 raise NotFoundError(f"checkpoint {wanted.id!r} has just been deleted")
-            stamp = strftime("%Y%m%dT%H%M%SZ", gmtime())
+            stamp = strftime("%Y%m%dT%H%M%S", gmtime()) + f".{time_ns() // 1000 % 1_000_000:06d}Z"
             safety = self._pin(f"{SAFETY}{stamp}", f"before the restore of {wanted.id}", {})
             await settle()
             changes = await self._engine(self.shard.engine.changed_by_restore, tree.serial, wanted.epoch)
@@ -161,12 +161,17 @@ class Volume:
             numbers = tree.numbers
             rows: dict[bytes, bytes | None] = {}
             touched: dict[int, bytes | None] = {}
+            replaced = set()
             for ino in sorted({U64.unpack_from(key, 1)[0] for key in after if key[:1] != b"D"}):
                 key = b"I" + U64.pack(ino)
                 value = after[key] if key in after else tree.get(key)
-                if value is not None and S_IFMT(INODE.unpack_from(value)[0]) == S_IFREG:
+                # The kernel takes nothing that is removed for alive again, a directory neither.
+                if value is not None and (_is_file(value) or ino in tree.orphans):
                     value = rows[key] = value[:KID_AT] + U32.pack(numbers) + value[KID_AT + 4 :]
                     numbers += 1
+                    replaced.add(ino)
+                elif value is None:
+                    replaced.add(ino)
                 touched[ino] = value
             for ino in tree.orphans:
                 if touched.get(ino) is not None:  # it has its name again, and rows that are versioned
@@ -177,17 +182,22 @@ class Volume:
             tree.numbers = numbers
             tree.used_bytes, tree.used_inodes = wanted.usage
             restored = Restored(safety)
-            self._forget(restored, touched, [key for key in after if key[:1] == b"D"])
+            self._forget(restored, touched, replaced, [key for key in after if key[:1] == b"D"])
         old = [c for c in tree.checkpoints if c.name.startswith(SAFETY)][:-SAFETY_KEPT]
         for checkpoint in old:
             if checkpoint != wanted:
                 await self._delete(checkpoint)
         return restored
 
-    def _forget(self, restored: Restored, touched: Mapping[int, bytes | None], dentries: list[bytes]) -> None:
+    def _forget(
+        self,
+        restored: Restored,
+        touched: Mapping[int, bytes | None],
+        replaced: set[int],
+        dentries: list[bytes],
+    ) -> None:
         """Bring the nodes in memory in line with the rows."""
         tree = self.tree
-        replaced = {ino for ino, value in touched.items() if value is None or _is_file(value)}
         for folder in [node for node in tree.nodes.values() if node.kids]:
             restored.names += [(folder, name) for name, entry in (folder.kids or {}).items() if entry.ino in replaced]
         for key in dentries:

@@ -213,6 +213,31 @@ def test_checkpoints(calling: Calling) -> None:
     calling(body)
 
 
+def test_namespaces_change_one_after_another(calling: Calling) -> None:
+    async def body(c: Caller) -> None:
+        for other, more in [("ns_delete", {}), ("ns_rename", {"name": "new"})]:
+            for _ in range(4):
+                await c.call("ns_create", path=WS)
+                outcome: list[str] = []
+
+                async def act(method: str, more: dict[str, Any], outcome: list[str] = outcome) -> None:
+                    try:
+                        await c.call(method, path=WS, **more)
+                        outcome.append("done")
+                    except NotFoundError:
+                        outcome.append("not found")
+
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(act, other, more)
+                    tasks.start_soon(act, "ns_delete", {})
+                assert "done" in outcome
+                for left in await c.call("ns_list"):
+                    await c.call("ns_delete", path=left["id"])
+                assert await c.call("fs_list", path="default/shared") == []
+
+    calling(body)
+
+
 def test_files(calling: Calling) -> None:
     async def body(c: Caller) -> None:
         await c.call("ns_create", path=WS)
@@ -239,6 +264,10 @@ def test_files(calling: Calling) -> None:
         await fails(NotFoundError, c.call("fs_write_part", handle=handle, data=b"1"))
         await fails(NotFoundError, c.call("fs_read", path=f"{WS}/z"), f"grid/{WS}/z")
         await fails(InvalidError, c.call("fs_read", path=f"{WS}/z", length=1 << 30))
+        handle = await c.call("fs_write_begin", path=f"{WS}/z")
+        for size in (17 << 20, 40 << 20):
+            await fails(InvalidError, c.call("fs_write_part", handle=handle, data=bytes(size)))
+        await c.call("fs_write_abort", handle=handle)
         error = await fails(PathError, c.call("fs_read", path=WS), f"grid/{WS}: Is a directory")
         assert error.errno == errno.EISDIR
 

@@ -2,6 +2,10 @@
 
 import pytest
 
+from tests.posix.fixtures import memory_directory
+
+__all__ = ["memory_directory"]
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.import_plugin("tests.fuse_fixtures")

@@ -50,9 +50,7 @@ DOORS = _doors()
 # three doors, one room
 @pytest.mark.parametrize("maker", DOORS)
 @pytest.mark.parametrize("deleter", DOORS)
-def test_a_checkpoint_of_any_door_is_seen_and_deleted_by_every_other(
-    workspace: Path, maker: str, deleter: str
-) -> None:
+def test_a_checkpoint_of_any_door_is_seen_and_deleted_by_every_other(workspace: Path, maker: str, deleter: str) -> None:
     _file(workspace)
     DOORS[maker][0](workspace, "v1")
     assert checkpoints(workspace) == ["v1"]

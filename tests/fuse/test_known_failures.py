@@ -262,26 +262,32 @@ def test_kill_during_the_invalidation_after_a_restore(mount: Mounted, delay: flo
 
 
 def test_one_clock(workspace: Path) -> None:
-    """Times that the kernel takes (of writes that it caches) and times that the driver takes never go backwards."""
-    seen: list[int] = []
+    """Times that the kernel takes (of writes that it caches) and times that the driver takes are of the same clock, the
+    kernel's coarse one.  The kernel's own may be ahead of it, up to the fine clock, since other file systems make it
+    look closer (multigrain timestamps); neither is ever behind."""
     (workspace / "d").mkdir()
+
+    def coarse() -> int:
+        return time.clock_gettime_ns(COARSE)
+
     with opened(workspace / "f", os.O_RDWR | os.O_CREAT) as fd:
         for turn in range(300):
-            seen.append(time.clock_gettime_ns(COARSE))
+            before = coarse()
             os.write(fd, b"x")
-            seen.append(os.fstat(fd).st_mtime_ns)
+            written = os.fstat(fd).st_mtime_ns
+            assert before <= written <= time.time_ns()
+            before = coarse()
             (workspace / "d" / f"{turn}").mkdir()
-            seen.append((workspace / "d").stat().st_mtime_ns)
+            made = (workspace / "d").stat().st_mtime_ns
+            assert before <= made <= coarse()
+            before = coarse()
             os.setxattr(fd, "user.k", b"v")
-            seen.append(os.fstat(fd).st_ctime_ns)
+            changed = os.fstat(fd).st_ctime_ns
+            assert max(before, written) <= changed <= time.time_ns()
             if turn % 10 == 0:
                 os.fsync(fd)
-                assert os.fstat(fd).st_ctime_ns == seen[-1]
-            seen.append(time.clock_gettime_ns(COARSE))
+                assert (os.fstat(fd).st_mtime_ns, os.fstat(fd).st_ctime_ns) == (written, changed)
             time.sleep(turn % 7 / 5000)
-    assert seen == sorted(seen)
-    found = (workspace / "f").stat()
-    assert found.st_mtime_ns <= found.st_ctime_ns
 
 
 def churn(folder: Path, start: int, count: int) -> float:
@@ -335,7 +341,12 @@ def test_a_directory_is_listed_while_another_program_empties_it(workspace: Path)
         os.mknod(f"go{number}", dir_fd=fd)
         if number % (count // 500) == 0:
             os.mknod(f"stay{number * 500 // count}", dir_fd=fd)
-    remover = threading.Thread(target=lambda: [os.unlink(f"go{number}", dir_fd=fd) for number in range(count)])
+
+    def remove() -> None:
+        for number in range(count):
+            os.unlink(f"go{number}", dir_fd=fd)
+
+    remover = threading.Thread(target=remove)
     remover.start()
     try:
         rounds = 0

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from artfs import control
 from tests.fuse.test_control import _rich_tree, full
 from tests.fuse.tools import call, checkpoints, command, eventually, inside, opened
 from tests.mounting import Mounted
-from tests.posix.actors import in_child
+from tests.posix.actors import Child, in_child
 from tests.posix.calls import result
 from tests.posix.trees import TreeRun, snapshot
 from tests.programs.run import need, run
@@ -318,8 +319,6 @@ def test_writers_in_other_processes_are_cut_off_cleanly(workspace: Path) -> None
                 result(os.close, fd)
         return stale
 
-    from tests.posix.actors import Child
-
     child = Child(writer)
     for _ in range(10):
         time.sleep(0.1)
@@ -356,8 +355,6 @@ def test_readers_see_one_of_two_states(workspace: Path) -> None:
                     continue
                 assert found in ("one", "two, and longer"), found
         return rounds, stale
-
-    from tests.posix.actors import Child
 
     child = Child(reader)
     for i in range(20):
@@ -486,9 +483,7 @@ def test_two_restores_at_once_end(workspace: Path) -> None:
         (workspace / name).mkdir()
         (workspace / name / "old").write_text("x")
     control.checkpoint(workspace, "v1")
-    from tests.posix.actors import Child
-
-    for _ in range(5):
+    for _ in range(2):
         for name in ("d", "e"):
             (workspace / name / "new").write_text("y")
         children = [
@@ -508,8 +503,6 @@ def test_a_restore_that_is_interrupted_is_whole_or_not_there(workspace: Path) ->
     for i in range(200):
         (workspace / f"f{i}").write_text("second")
     control.checkpoint(workspace, "two")
-    from tests.posix.actors import Child
-
     for round in range(10):
         child = Child(lambda round=round: control.restore(workspace, ("one", "two")[round % 2]))  # type: ignore[misc]
         time.sleep(0.001 * round)

@@ -50,10 +50,13 @@ OPERATIONS = st.one_of(
     st.tuples(st.just("fifo"), FEW, NAMES),
     st.tuples(st.just("unnamed"), FEW, MODES),
     st.tuples(st.just("link"), FEW, FEW, NAMES),
-    st.tuples(st.just("unlink"), FEW, NAMES),
+    st.tuples(st.just("replace"), FEW, FEW, NAMES),
     st.tuples(st.just("unlink"), FEW, NAMES),
     st.tuples(st.just("rmdir"), FEW, NAMES),
+    st.tuples(st.just("remove"), FEW, st.booleans()),
+    st.tuples(st.just("remove"), FEW, st.booleans()),
     st.tuples(st.just("rename"), FEW, NAMES, FEW, NAMES, st.sampled_from([0, 0, 0, 1, 2, 3])),
+    st.tuples(st.just("move"), FEW, FEW, st.none() | FEW, st.sampled_from([0, 0, 0, 1, 2])),
     st.tuples(st.just("write"), FEW, OFFSETS, LENGTHS, st.integers(0, 255), st.sampled_from([0, WRITE_KILL])),
     st.tuples(st.just("write"), FEW, OFFSETS, LENGTHS, st.integers(0, 255), st.just(0)),
     st.tuples(st.just("scatter"), FEW, st.integers(0, 3000), st.integers(1, 80), st.integers(0, 255)),
@@ -205,6 +208,53 @@ class Space:
             lambda: self.reference.rename(file, name, under, new, flags),
         )
 
+    def do_remove(self, index: int, held: bool) -> None:
+        """Of a name that is there; `held`: the kernel goes on using what it led to."""
+        folder, name, file = self.entry(index)
+        if name:
+            if held:
+                node = self.node(file)
+                node.looks += 1
+                self.held.append(Held(node, file))
+            folders = [other for _, other in self.nodes() if other.kids is not None]
+            (self.do_unlink if file.kids is None else self.do_rmdir)(folders.index(folder), name)
+
+    def do_move(self, index: int, target: int, over: int | None, flags: int) -> None:
+        """Of a name that is there, perhaps onto one that is."""
+        folder, name, _ = self.entry(index)
+        if not name:
+            return
+        (into, under), new = self.folder(target), b"moved"
+        if over is not None:
+            under, new, _ = self.entry(over)
+            into = self.node(under)
+        node = self.node(folder)
+        self.both(
+            lambda: self.tree.rename(node, name, into, new, flags),
+            lambda: self.reference.rename(folder, name, under, new, flags),
+        )
+
+    def entry(self, index: int) -> tuple[File, bytes, File]:
+        """(directory, name, inode) of a name that is there; the name is empty where there is none."""
+        found = [
+            (file, name, below) for _, file in self.reference.walk() for name, below in sorted((file.kids or {}).items())
+        ]
+        return found[index % len(found)] if found else (self.reference.root, b"", self.reference.root)
+
+    def node(self, file: File) -> Node:
+        return next(node for node, other in self.nodes() if other is file)
+
+    def do_replace(self, index: int, folder: int, name: bytes) -> None:
+        """A held inode without a name takes another's place."""
+        held = [held for held in self.held if held.file.regular and not held.file.nlink]
+        if held:
+            one = held[index % len(held)]
+            (into, under) = self.folder(folder)
+            self.both(
+                lambda: self.tree.replace(one.node, into, name),
+                lambda: self.reference.replace(one.file, under, name),
+            )
+
     def do_write(self, index: int, offset: int, length: int, seed: int, flags: int) -> None:
         (node, file) = self.file(index)
         data = pattern(seed, length)
@@ -312,7 +362,8 @@ class Space:
                 assert inos[id(held.file)] == held.node.ino
             else:
                 expected |= keys(held.file, held.node.ino, b"ibx")
-        assert row_keys(self.tree) | {b"h"} == expected
+        found = row_keys(self.tree) | {b"h"}
+        assert found == expected, f"rows {found - expected} too many, {expected - found} are missing"
         if not self.tree.open_batch and not self.tree.closed_batches:
             assert self.tree.engine.check() == []
 

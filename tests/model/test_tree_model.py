@@ -19,7 +19,7 @@ import pytest
 import trio
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from artfs.errors import FsError, UnavailableError
 from artfs.meta.memory import MemoryEngine
@@ -39,6 +39,15 @@ SETTINGS = Settings(block_size=BLOCK, journal_size=8 << 20, umask=0, uid=0, gid=
 SEVERAL = st.lists(OPERATIONS, min_size=1, max_size=6)
 WHICH = st.integers(0, 3)
 SPACES = 3
+START: list[Operation] = [
+    ("mkdir", 0, "d", 0o755),
+    ("create", 1, "f", 0o4755),
+    ("write", 0, 100, 200_000, 1, 0),
+    ("setxattr", 2, "user.a", 1, 0),
+    ("mkdir", 1, "e", 0o2755),
+    ("create", 0, "g", 0o644),
+    ("write", 1, 0, 3000, 2, 0),
+]
 CHECKPOINTS = 4
 
 
@@ -60,6 +69,11 @@ class Histories(RuleBasedStateMachine):
         name = f"n{next(self.names)}"
         namespace = await self.store.create_namespace("box", Scope.SANDBOX, None, name, mode=0o755)
         self.spaces.append(Space(self.store.volume(namespace), Reference()))
+
+    @initialize()
+    def populate(self) -> None:
+        for operation in START:
+            self.spaces[0].apply(operation)
 
     def space(self, which: int) -> Space:
         return self.spaces[which % len(self.spaces)]
