@@ -7,6 +7,7 @@ import os
 import re
 import select
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -261,7 +262,7 @@ def holder(root: Path) -> int | None:
     return int(match[1]) if match is not None else None
 
 
-def wait_for_end(pid: int, meanwhile: object) -> None:
+def wait_for_end(pid: int, meanwhile: Callable[[], None] = lambda: None) -> None:
     """Until that process has ended; calls `meanwhile` now and then."""
     try:
         descriptor = os.pidfd_open(pid)
@@ -273,8 +274,7 @@ def wait_for_end(pid: int, meanwhile: object) -> None:
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
         while not poll.poll(POLL * 1000):
-            if callable(meanwhile):
-                meanwhile()
+            meanwhile()
     finally:
         os.close(descriptor)
 

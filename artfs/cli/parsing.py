@@ -48,8 +48,8 @@ class Parser(ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Options may stand between the arguments of a command, as in `checkpoint create . -d TEXT NAME`."""
-        # What argparse has for that does not work for parsers with commands, and calls this method itself.
-        if self._mixing or self._subparsers is not None:
+        # What argparse has for that works neither for parsers with commands nor after `--`, and calls this method.
+        if self._mixing or self._subparsers is not None or "--" in (args or ()):
             return super().parse_known_args(args, namespace)
         self._mixing = True
         try:
@@ -64,6 +64,7 @@ class Parser(ArgumentParser):
             cut = head.index("--")
             head, program = head[:cut], head[cut + 1 :]
         defaults: dict[str, Any] = {"json": False, "quiet": False, "verbose": False, "program": program}
+        args: argparse.Namespace
         args, unknown = self.parse_known_args(head, argparse.Namespace(**defaults))
         if unknown:
             parser: Parser = args.parser

@@ -166,7 +166,7 @@ def _in_own_mount(
             except ArtfsError:
                 ctx.out.say(f"programs that {program[0]} left behind still use {point}; it is taken away from them")
                 os.kill(pid, signal.SIGTERM)
-            wait_for_end(pid, None)
+            wait_for_end(pid)
     finally:
         os.rmdir(point)
 

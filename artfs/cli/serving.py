@@ -38,10 +38,6 @@ class GridMount(Mount):
     def _mount(self, handlers: Any, options: set[str]) -> None:
         super()._mount(handlers, options - {"fsname=artfs"} | {self._source})
 
-    def statistics(self) -> dict[str, Any]:
-        """Counters of the driver, for `artfs stats`."""
-        return self._stats()
-
 
 def serve(plan: Plan, ready: Callable[[], None]) -> None:
     """Errors: ArtfsError; in groups, see `artfs.cli.app.cause`."""

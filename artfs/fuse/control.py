@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from artfs.control import CHECKPOINT, CLONE, DELETE, RESTORE, pack_result, unpack_names
 from artfs.errors import ArtfsError, FsError
 from artfs.fuse.virtual import Numbers, VirtualTree, file, folder, later
+from artfs.grid import NAME_MAX
 from artfs.meta import Checkpoint
 from artfs.volume.catalogue import Namespace
 from artfs.volume.node import Dentry, Node
@@ -173,6 +174,8 @@ class CheckpointsTree(VirtualTree):
         self.folder.tree = self  # type: ignore[assignment]
 
     def lookup(self, folder: Node, name: bytes) -> Node | None:
+        if len(name) > NAME_MAX:
+            raise FsError(errno.ENAMETOOLONG)
         checkpoint = self._named(name)
         return None if checkpoint is None else self._view(checkpoint)
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
 import trio
 
 from artfs.errors import ArtfsError, FsError
+from artfs.fuse.control import IOCTLS, CheckpointsTree
 from artfs.fuse.native import Function, Native, Opcode
 from artfs.fuse.requests import Caller, Requests
 from artfs.types import Access, Principal
@@ -82,6 +84,7 @@ MUTATORS = frozenset(
 )
 WITH_CALLER = frozenset(("open", "fallocate", "copy_file_range"))
 """What the kernel leaves to us to decide by who asks: root's changes keep set-id bits."""
+OPEN_CHANGES = os.O_ACCMODE | os.O_TRUNC
 SPECIAL = 0o010000, 0o020000, 0o060000, 0o140000
 """Types of inodes that a checked mount does not serve."""
 
@@ -113,7 +116,8 @@ class Guard:
         def guarded(caller: Caller, ino: int, *args: Any) -> Any:
             self.principal = self.resolve(caller) or Principal()
             if refusable:
-                self._check(self.requests.node(ino), changes or (name == "open" and bool(args[0] & 3)))
+                wants = (name == "open" and args[0] & OPEN_CHANGES) or (name == "ioctl" and args[0] in IOCTLS)
+                self._check(self.requests.node(ino), changes or bool(wants))
                 if name in ("rename", "link", "copy_file_range"):
                     self._check(self.requests.node(args[1]), True)
             if self.checked and name == "mknod" and args[1] & 0o170000 in SPECIAL:
@@ -123,7 +127,9 @@ class Guard:
         return guarded
 
     def _check(self, node: Node, changes: bool) -> None:
-        tree = node.tree
+        tree: Any = node.tree
+        if isinstance(tree, CheckpointsTree):
+            tree = tree.volume.tree
         if not isinstance(tree, Tree):
             return
         have = self.permit(self.principal, tree)

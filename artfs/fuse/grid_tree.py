@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from artfs.errors import ArtfsError, FsError
 from artfs.fuse.virtual import Numbers, VirtualTree, file, folder, later
-from artfs.grid import check_id, parse_scope_dir, scope_dir
+from artfs.grid import NAME_MAX, check_id, parse_scope_dir, scope_dir
 from artfs.store.store import Store
 from artfs.types import Access, NamespaceType, Principal, Scope
 from artfs.volume.catalogue import Namespace
@@ -78,6 +78,8 @@ class GridTree(VirtualTree):
 
     # names
     def lookup(self, parent: Node, name: bytes) -> Node | None:
+        if len(name) > NAME_MAX:
+            raise FsError(errno.ENAMETOOLONG)
         try:
             return self._lookup(self.place(parent), os.fsdecode(name))
         except FsError:
@@ -183,7 +185,11 @@ class GridTree(VirtualTree):
         root = tree.root()
         if namespace.type is NamespaceType.WORKSPACE and not tree.is_empty(root):
             raise FsError(errno.ENOTEMPTY)
-        later(lambda: _errno(self.store.destroy_namespace(namespace)), parent, root)
+
+        async def work() -> None:
+            await _errno(self.store.destroy_namespace(namespace))
+
+        later(work, parent, root)
 
     def unlink(self, parent: Node, name: bytes) -> NoReturn:
         raise FsError(errno.EISDIR)
@@ -271,6 +277,8 @@ class InfoTree(VirtualTree):
 
 
 def _text(name: bytes) -> str:
+    if len(name) > NAME_MAX:
+        raise FsError(errno.ENAMETOOLONG)
     try:
         return name.decode()
     except UnicodeDecodeError:

@@ -79,7 +79,7 @@ class Mount:
             self.numbers,
             lambda: self.guard.principal if self.guard is not None else options.principal,
             self._scope_uid if options.checked else None,
-            self._stats,
+            self.statistics,
         )
         self.requests = Requests(
             self._root(),
@@ -210,7 +210,8 @@ class Mount:
             on_error=lambda error: log.error("a request failed", exc_info=error),
             on_sync_error=lambda number: loop.run_sync_soon(self.store.shard.sync_failed, number),
         )
-        self.dispatch.register(no_open=bound)
+        # Without a request the kernel would take writes to what this principal may only read.
+        self.dispatch.register(no_open=bound and self.guard is None)
 
     async def _announce(self, ready: Callable[[], None]) -> None:
         await to_thread.run_sync(self._warm_up)
@@ -246,9 +247,7 @@ class Mount:
     def _refused(self, num: int) -> None:
         """A file that takes no writes was written to: its pages are not what it holds."""
         if self._tasks is not None:
-            self._tasks.start_soon(
-                partial(to_thread.run_sync, self._invalidate, [], [num], abandon_on_cancel=True)
-            )
+            self._tasks.start_soon(partial(to_thread.run_sync, self._invalidate, [], [num], abandon_on_cancel=True))
 
     async def settle(self, volume: Volume) -> None:
         """See `Surface`: syncfs queues every dirty page, and when statfs is answered the queue before it was
@@ -362,7 +361,7 @@ class Mount:
     async def clone(self, volume: Volume, name: str, at: str | None = None) -> Namespace:
         return await self.store.clone(volume, name, at)
 
-    def _stats(self) -> dict[str, Any]:
+    def statistics(self) -> dict[str, Any]:
         found: dict[str, Any] = {"nodes_held": len(self.requests.held), "native": self.native is not None}
         if self.native is not None:
             found.update(self.native.stats())

@@ -3,6 +3,7 @@ its root it adopts the files where they are."""
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from shutil import copyfile
 
 from anyio import to_thread
 
-from artfs.errors import NotFoundError, UnavailableError
+from artfs.errors import NoSpaceError, NotFoundError, UnavailableError
 from artfs.objects import Capabilities
 
 Listing = list[tuple[str, int]]
@@ -38,10 +39,16 @@ class DiskProvider:
     def _put(self, path: Path, source: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".part")
-        copyfile(source, partial)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.rename(path)
+        try:
+            copyfile(source, partial)
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            partial.rename(path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise NoSpaceError(f"no room for object {path}; free some space") from error
+            raise UnavailableError(f"object {path} cannot be written: {error}") from error
         directory = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(directory)
@@ -75,7 +82,7 @@ class DiskProvider:
             yield name, size
 
     def _walk(self, prefix: str) -> Listing:
-        start = self._path(prefix) if prefix.endswith("/") else self._path(prefix).parent
+        start = self._path(prefix.rpartition("/")[0])
         found = []
         for folder, _, files in os.walk(start):
             for file in files:

@@ -24,7 +24,10 @@ class MemoryProvider:
             raise NotFoundError(f"object {name} is not in memory") from error
 
     async def put(self, name: str, source: Path) -> None:
-        self._objects[name] = source.read_bytes()
+        try:
+            self._objects[name] = source.read_bytes()
+        except OSError as error:
+            raise UnavailableError(f"object {name} cannot be read from {source}: {error}") from error
 
     async def get(self, name: str, offset: int, length: int) -> bytes:
         data = self._object(name)[offset : offset + length]

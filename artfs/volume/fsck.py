@@ -90,6 +90,8 @@ def check(root: Path, *, repair: bool = False, data: bool = False, progress: Pro
     except (DamagedError, InvalidError) as error:
         found.append(Finding("store", str(root), str(error)))
     with _owned(root):
+        if not any((root / name).exists() for name in ("meta.db", "journal", "objects")):
+            return Report(_marked(found, found), ["nothing has been stored here yet"], {})
         try:
             engine = SqliteEngine(root / "meta.db", create=False)
         except (DamagedError, NotFoundError) as error:

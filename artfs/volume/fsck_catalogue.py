@@ -192,7 +192,7 @@ def read_journal(engine: Engine, path: Path) -> Logged:
     if state is None:
         return found
     parts = state.split()
-    if len(parts) != 2 or not all(part.isdecimal() for part in parts) or int(parts[1]) >= 1 << 64:
+    if len(parts) != 3 or not all(map(str.isdecimal, parts)) or int(parts[1]) >= 1 << 64 or not int(parts[2]):
         found.wrong(path, "where it goes on is not known: changes that were not committed yet are lost")
         found.fixes["journal", "state"] = None
         return found
@@ -202,6 +202,9 @@ def read_journal(engine: Engine, path: Path) -> Logged:
         size = 0
     if not size:
         found.wrong(path, "it is missing or empty: changes that were not committed yet are lost")
+        return found
+    if size < int(parts[2]):
+        found.wrong(path, f"it has {size} bytes, not {parts[2]}: changes that were not committed yet may be lost")
         return found
     journal = Journal(path, size)
     try:

@@ -83,32 +83,38 @@ class NoJournal:
 
 class Journal:
     """See the module.  `used` grows by `append` and shrinks by `free`; at `soft` writers wait, at `hard` all do.
+    The ring has the `size` that it had when the engine's state was stored until `restart`, which takes in all the file.
     `pwritev` may be one that keeps the interpreter's lock: giving it away for each record costs more than the record
     while another thread computes."""
 
-    __slots__ = ("check", "fd", "hard", "path", "position", "pwritev", "size", "soft", "tail", "used")
+    __slots__ = ("_file_size", "check", "fd", "hard", "path", "position", "pwritev", "size", "soft", "tail", "used")
 
     def __init__(self, path: Path, size: int) -> None:
         self.path = path
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self.size = max(size, os.fstat(self.fd).st_size)
-        if os.fstat(self.fd).st_size < size:
-            self._fill(size)
+        before = os.fstat(self.fd).st_size
+        self._file_size = max(size, before)
+        if before < size:
+            self._fill(before, size)
         self.position = self.tail = self.used = 0
         self.check = 0
         self.pwritev: Callable[[int, Sequence[bytes | memoryview], int], int] = os.pwritev
-        self.hard = self.size - LARGEST
-        self.soft = self.size - max(self.size // 8, 2 * LARGEST)
+        self._resize(self._file_size)
 
-    def _fill(self, size: int) -> None:
+    def _resize(self, size: int) -> None:
+        self.size = size
+        self.hard = size - LARGEST
+        self.soft = size - max(size // 8, 2 * LARGEST)
+
+    def _fill(self, before: int, size: int) -> None:
         """Zeros written, not only allocated: later writes change no metadata, so that fdatasync writes data alone."""
         zeros = bytes(1 << 20)
         try:
-            for at in range(os.fstat(self.fd).st_size >> 20 << 20, size, len(zeros)):
+            for at in range(before, size, len(zeros)):
                 os.pwrite(self.fd, zeros[: size - at], at)
             os.fsync(self.fd)
         except OSError as error:
-            os.ftruncate(self.fd, 0)
+            os.ftruncate(self.fd, before)
             os.close(self.fd)
             raise NoSpaceError(
                 f"no room for the journal {self.path} ({size >> 20} MiB): {error.strerror}; free some space"
@@ -149,17 +155,20 @@ class Journal:
 
     def state(self) -> str:
         """What `seek` needs to go on from here, as text."""
-        return f"{self.position} {self.check}"
+        return f"{self.position} {self.check} {self.size}"
 
     def seek(self, state: str) -> None:
-        position, check = state.split()
+        position, check, size = state.split()
         self.position = self.tail = int(position)
         self.used = 0
         self.check = int(check)
+        self._resize(min(int(size), self._file_size))
 
     def restart(self) -> None:
-        """Begin a new chain: no record that lies in the ring can follow one that is appended from here on."""
+        """Begin a new chain: no record that lies in the ring can follow one that is appended from here on.
+        REQUIRES: what `replay` gave is applied, and the next thing that is committed is `state`."""
         self.check = randbits(64)
+        self._resize(self._file_size)
 
     def replay(self) -> Iterator[tuple[int, bytes, bytes]]:
         """(serial, entries, data) of each valid record from here on; the position moves behind each that is taken."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -197,26 +198,37 @@ def test_an_engine_that_does_not_answer(tmp_path: Path) -> None:
 
 
 def test_a_full_journal_makes_writers_wait(tmp_path: Path) -> None:
-    """Many times the journal's size goes through while the engine is slow now and then, and nobody gets an error."""
+    """Several times the journal's size goes through an engine that is slow, and nobody gets an error."""
     with mounted(tmp_path, env={**SMALL, "ARTFS_WAIT_LIMIT": "30"}) as mount:
         workspace = mount.workspace("w")
-        for turn in range(3):
-            with held_engine(mount):
-                time.sleep(0.3)
-                part = workspace / f"part{turn}"
-                part.mkdir()
-                for number in range(60):
-                    (part / f"f{number}").touch()
-                    os.setxattr(part / f"f{number}", "user.value", bytes([number]) * 40_000)
-            for number in range(200):
-                (part / f"g{number}").write_bytes(bytes([number]) * 50_000)
+        stop = threading.Event()
+
+        def slow_down() -> None:
+            while not stop.is_set():
+                with held_engine(mount):
+                    stop.wait(0.5)
+                stop.wait(0.1)
+
+        brake = threading.Thread(target=slow_down)
+        brake.start()
+        longest = 0.0
+        try:
+            for number in range(600):
+                start = time.monotonic()
+                path = workspace / f"f{number}"
+                path.touch()
+                os.setxattr(path, "user.value", bytes([number % 256]) * 40_000)
+                path.write_bytes(bytes([number % 256]) * 10_000)
+                longest = max(longest, time.monotonic() - start)
+        finally:
+            stop.set()
+            brake.join()
+        assert longest > 0.05  # or the journal was never full, and this test shows nothing
         os.sync()
-        for turn in range(3):
-            part = workspace / f"part{turn}"
-            for number in range(60):
-                assert os.getxattr(part / f"f{number}", "user.value") == bytes([number]) * 40_000
-            for number in range(200):
-                assert (part / f"g{number}").read_bytes() == bytes([number]) * 50_000
+        for number in range(600):
+            path = workspace / f"f{number}"
+            assert os.getxattr(path, "user.value") == bytes([number % 256]) * 40_000
+            assert path.read_bytes() == bytes([number % 256]) * 10_000
 
 
 def test_names_and_values_that_are_too_long(workspace: Path) -> None:

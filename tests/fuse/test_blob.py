@@ -15,6 +15,7 @@ from tests.fuse.test_grid import call_write
 from tests.fuse.tools import call, command
 from tests.mounting import Mounted
 from tests.posix.calls import RENAME_EXCHANGE, renameat2, result
+from tests.programs.run import run
 
 PATH = "default/shared/picture"
 
@@ -65,13 +66,12 @@ def test_nothing_else_can_be_in_it(blob: Path) -> None:
         (os.mkfifo, (blob / "new",)),
         (os.link, (blob / "_data", blob / "new")),
         (os.rename, (blob / "_data", blob / "new")),
-        (os.unlink, (blob / "_data",)),
         (os.rmdir, (blob / "_data",)),
         (os.truncate, (blob / "_meta.json", 0)),
         (renameat2, (blob / "_data", blob / "_meta.json", RENAME_EXCHANGE)),
     ]
     for function, arguments in attempts:
-        assert result(function, *arguments) in ("EPERM", "ENOTDIR", "EXDEV", "ENOENT"), (function, arguments)
+        assert result(function, *arguments) in ("EPERM", "ENOTDIR", "EXDEV", "ENOENT", "EROFS"), (function, arguments)
     assert os.listdir(blob) == ["_data"]
     assert (blob / "_data").read_bytes() == b"bytes"
 
@@ -90,7 +90,15 @@ def test_it_has_checkpoints_and_clones(mount: Mounted, blob: Path) -> None:
     assert result(os.mkdir, copy / "new") == "EPERM"
 
 
-def test_rmdir_destroys_it(mount: Mounted, blob: Path) -> None:
+def test_its_file_can_be_removed_and_made_again(blob: Path) -> None:
+    (blob / "_data").unlink()
+    assert os.listdir(blob) == []
+    (blob / "_data").write_bytes(b"again")
+    assert (blob / "_data").read_bytes() == b"again"
+
+
+@pytest.mark.parametrize("command", [["rmdir"], ["rm", "-rf"]])
+def test_rmdir_and_rm_rf_destroy_it(mount: Mounted, blob: Path, command: list[str]) -> None:
     (blob / "_data").write_bytes(b"one")
-    blob.rmdir()
+    run(*command, blob)
     assert not blob.exists() and call(mount, "ns_list") == []

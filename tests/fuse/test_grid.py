@@ -30,13 +30,8 @@ def test_a_new_store(mount: Mounted) -> None:
     assert os.listdir(mount.point) == ["default"]
     assert os.listdir(mount.point / "default") == ["shared"]
     assert os.listdir(mount.point / "default/shared") == []
-    assert run("find", mount.point).splitlines() == [
-        str(mount.point / part) for part in (".", "default", "default/shared")
-    ] or run("find", mount.point).splitlines() == [
-        str(mount.point),
-        str(mount.point / "default"),
-        str(mount.point / "default/shared"),
-    ]
+    paths = [mount.point, mount.point / "default", mount.point / "default/shared"]
+    assert run("find", mount.point).splitlines() == [str(path) for path in paths]
     assert not (mount.point / "other").exists()
     assert not (mount.point / "default/sess-unknown").exists()
 
@@ -329,11 +324,11 @@ def test_the_state_of_the_store_cannot_be_changed(mount: Mounted) -> None:
     info = mount.point / ".artfs"
     assert result(os.unlink, info / "status") == "EPERM"
     assert result(os.open, info / "new", os.O_CREAT | os.O_WRONLY) == "EPERM"
-    assert result(os.truncate, info / "config", 0) == "EPERM"
+    assert result(os.truncate, info / "config", 0) == "EROFS"
     assert result(os.rename, info / "config", info / "x") == "EPERM"
     assert result(os.mkdir, info / "x") == "EPERM"
     assert result(os.rmdir, info) in ("EPERM", "ENOTEMPTY")
-    assert result(os.chmod, info / "config", 0o777) == "EPERM"
+    assert result(os.chmod, info / "config", 0o777) in ("EPERM", "EROFS")
 
 
 def test_virtual_files_of_a_workspace(mount: Mounted, shared: Path) -> None:
@@ -344,7 +339,7 @@ def test_virtual_files_of_a_workspace(mount: Mounted, shared: Path) -> None:
         assert found["grid_path"] == "grid/default/shared/w" and found["type"] == "workspace"
         assert not (shared / "w/d" / name).exists()
         assert result(os.unlink, shared / "w" / name) != "ok"
-        assert result(os.truncate, shared / "w" / name, 0) == "EPERM"
+        assert result(os.truncate, shared / "w" / name, 0) == "EROFS"
     os.rename(shared / "w", shared / "v")
     assert json.loads((shared / "v/_meta.json").read_bytes())["name"] == "v", "as it is when it is opened"
     assert os.listdir(shared / "v") == ["d"]

@@ -254,7 +254,6 @@ def test_a_mapping_of_a_changed_file_gives_sigbus(workspace: Path, store: bool) 
         + ("m[5000] = 0\n" if store else "m[5000]\n")
         + "print('went on', flush=True)\n"
     )
-    import sys
 
     child = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdout is not None and child.stdout.readline() == b"ready\n"

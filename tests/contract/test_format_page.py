@@ -1,0 +1,63 @@
+"""docs/format.md says what the code does."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+from struct import Struct
+
+import apsw
+import pytest
+
+from artfs.volume import journal as journal_module
+from artfs.volume import rows as rows_module
+from artfs.volume.catalogue import Namespace
+from tests.contract.fsck_store import Made
+
+
+# the page
+def _tables(heading: str) -> list[list[str]]:
+    """Cells of the rows of every table of a section of docs/format.md, headings of tables left out."""
+    page = Path(__file__).parents[2].joinpath("docs/format.md").read_text()
+    section = re.split(r"^#+ ", page.split(f"# {heading}\n", 1)[1], maxsplit=1, flags=re.M)[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    found = []
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        if not line.startswith("|---") and not following.startswith("|---"):
+            found.append([cell.strip() for cell in line.strip("|").split("|")])
+    return found
+
+
+def test_the_page_has_every_structure() -> None:
+    ours = {
+        name: value
+        for module in (rows_module, journal_module)
+        for name, value in vars(module).items()
+        if isinstance(value, Struct) and name not in ("U64", "U32")
+    }
+    told = {cells[0].strip("`"): cells for cells in _tables("Structures") if len(cells) == 4}
+    assert told.keys() == ours.keys()
+    for name, structure in ours.items():
+        _, format, size, fields = told[name]
+        assert (format.strip("`"), int(size)) == (structure.format, structure.size)
+        values = structure.unpack(bytes(structure.size))
+        assert len(re.sub(r"\(.*\)", "", fields).split(",")) == len(values), name
+
+
+@pytest.mark.parametrize("table", ["meta", "head", "retired", "checkpoint", "record", "session"])
+def test_the_page_has_every_column(made: Made, table: str) -> None:
+    db = apsw.Connection(str(made.root / "meta.db"))
+    try:
+        columns = db.execute('SELECT name, type, pk > 0, "notnull" FROM pragma_table_info(?)', (table,)).fetchall()
+    finally:
+        db.close()
+    told = []
+    for name, type, what, *_ in (cells for cells in _tables(table) if cells[1] in ("TEXT", "INTEGER", "BLOB")):
+        told.append((name.strip("*"), type, int(name.startswith("**")), int(not what.startswith("or null"))))
+    assert told == columns
+
+
+def test_the_page_has_every_field_of_a_namespace() -> None:
+    told = [cells[0] for cells in _tables("record") if len(cells) == 3 and cells[1] not in ("TEXT", "`state`")]
+    assert [name for name in told if not name.startswith("`")] == [field.name for field in fields(Namespace)]
