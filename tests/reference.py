@@ -185,11 +185,11 @@ class Reference:
         other = self.lookup(target, new)
         if target is self.root and new == b".checkpoints":
             fail(errno.EPERM)
-        if target.nlink == 0 or flags == EXCHANGE and other is None:
+        if target.nlink == 0 or (flags == EXCHANGE and other is None):
             fail(errno.ENOENT)
         if flags == NOREPLACE and other is not None:
             fail(errno.EEXIST)
-        if self._inside(target, file) or flags == EXCHANGE and other is not None and self._inside(folder, other):
+        if self._inside(target, file) or (flags == EXCHANGE and other is not None and self._inside(folder, other)):
             fail(errno.EINVAL)
         if other is file:
             return

@@ -93,10 +93,10 @@ def is_dead(point: str) -> bool:
     return False
 
 
-def source_option(root: Path, part: str) -> str:
-    """The mount option that names store and part, as libfuse wants it quoted."""
-    source = str(root) + ("" if part == "grid" else "#" + part)
-    return "fsname=" + source.replace("\\", "\\\\").replace(",", "\\,")
+def source(root: Path, part: str) -> str:
+    """What the kernel's table shows as a mount's source: store and part, as libfuse wants it quoted."""
+    shown = str(root) + ("" if part == "grid" else "#" + part)
+    return shown.replace("\\", "\\\\").replace(",", "\\,")
 
 
 def unmount(point: str, *, lazy: bool = False) -> None:

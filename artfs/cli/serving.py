@@ -6,7 +6,6 @@ import logging
 import signal
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import anyio
 from anyio import to_thread
@@ -26,17 +25,6 @@ log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 DETACHED = 1.0
 """Seconds for programs that are still in a mount that was told to end."""
-
-
-class GridMount(Mount):
-    """A mount whose source names its store: see `artfs.cli.mounttable`."""
-
-    def __init__(self, store: Store, plan: Plan, options: Options) -> None:
-        super().__init__(store, plan.point, options)
-        self._source = mounttable.source_option(plan.root, plan.part)
-
-    def _mount(self, handlers: Any, options: set[str]) -> None:
-        super()._mount(handlers, options - {"fsname=artfs"} | {self._source})
 
 
 def serve(plan: Plan, ready: Callable[[], None]) -> None:
@@ -59,9 +47,10 @@ async def _serve(plan: Plan, ready: Callable[[], None]) -> None:
             principal=principal(store, plan),
             checked=plan.checked,
             allow_other=plan.allow_other,
+            source=mounttable.source(plan.root, plan.part),
             extra=plan.passed,
         )
-        mount = GridMount(store, plan, options)
+        mount = Mount(store, plan.point, options)
         async with serving(store, role):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_end_on_signal, plan, tasks.cancel_scope)

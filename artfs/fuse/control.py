@@ -164,7 +164,6 @@ class CheckpointsTree(VirtualTree):
     """`.checkpoints/` of one namespace: mkdir makes a checkpoint, rmdir deletes it, its entries are read-only trees."""
 
     read_only = False
-    lasting = True
 
     def __init__(self, control: Control, volume: Volume) -> None:
         self.control = control

@@ -91,21 +91,27 @@ class GridTree(VirtualTree):
         if not place:
             if name == ".artfs":
                 return InfoTree(self).folder
-            return self.at(name) if name in self._sandboxes() else None
+            known = self.store.sandboxes() if self.scope_uid is not None else self._sandboxes()
+            return self.at(name) if name in known else None
         if len(place) == 1:
             if name in (".artfs", "_meta.json"):
                 return None
             parsed = parse_scope_dir(name)
-            if parsed is None or self._access(place[0], *parsed) is Access.NONE:
+            if parsed is None or self._is_hidden(place[0], *parsed):
                 return None
             if parsed[0] is Scope.SESSION:
                 assert parsed[1] is not None
                 self.store.session(place[0], parsed[1])
             return self.at(place[0], name)
         namespace = self.store.namespace_at(place[0], place[1], name)
-        if self._access(namespace.sandbox, namespace.scope, namespace.owner) is Access.NONE:
+        if self._is_hidden(namespace.sandbox, namespace.scope, namespace.owner):
             return None
         return self.store.volume(namespace).tree.root()
+
+    def _is_hidden(self, sandbox: str, scope: Scope, owner: str | None) -> bool:
+        """In a checked mount no name is: a caller's ENOENT would drop the dentry of another, and what is mounted there.
+        Modes keep callers out, and the guard."""
+        return self.scope_uid is None and self._access(sandbox, scope, owner) is Access.NONE
 
     def _access(self, sandbox: str, scope: Scope, owner: str | None) -> Access:
         return self.store.access(self.principal(), sandbox, scope, owner)

@@ -35,6 +35,8 @@ class Handlers(pyfuse3.Operations):
         self.requests = requests
         self.enable_writeback_cache = writeback
         self._ask = ask
+        self._folders: dict[int, tuple[int, RequestContext]] = {}
+        self._handles = 0
 
     async def ask(self, name: str, ctx: RequestContext | None, *args: Any) -> Any:
         caller = (ctx.uid, ctx.gid, ctx.pid) if ctx is not None else (0, 0, 0)
@@ -162,17 +164,20 @@ class Handlers(pyfuse3.Operations):
 
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
         await self.ask("opendir", ctx, inode, 0)
-        return inode
+        self._handles += 1  # who lists a directory is whoever has opened it: readdir does not say
+        self._folders[self._handles] = inode, ctx
+        return self._handles
 
     async def readdir(self, fh: int, start_id: int, token: Any) -> None:
         node: Node
-        for name, cookie, node in await self.ask("entries", None, fh, start_id):
+        inode, ctx = self._folders[fh]
+        for name, cookie, node in await self.ask("entries", ctx, inode, start_id):
             if not pyfuse3.readdir_reply(token, name, _entry(self.requests.peek(node)), cookie):
                 return
             self.requests.enter(node)
 
     async def releasedir(self, fh: int) -> None:
-        pass
+        del self._folders[fh]
 
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         await self.ask("sync", None)

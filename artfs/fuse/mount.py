@@ -54,12 +54,14 @@ TELL_LIMIT = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`path`: the part of the grid that is shown.  `extra`: further options for mount(2), such as `ro`."""
+    """`path`: the part of the grid that is shown.  `extra`: further options for mount(2), such as `ro`;
+    `source`: what the kernel's table of mounts shows as its source."""
 
     path: GridPath = GridPath()  # noqa: RUF009 - a frozen value
     principal: Principal = ADMIN
     checked: bool = False
     allow_other: bool = False
+    source: str = "artfs"
     extra: Sequence[str] = ()
 
 
@@ -154,7 +156,7 @@ class Mount:
             self._configure(bound)
             if isinstance(self.store.shard.log, Journal):
                 self.store.shard.log.pwritev = self.native.pwritev
-        options = {"fsname=artfs", "subtype=artfs", "default_permissions", *self.options.extra}
+        options = {f"fsname={self.options.source}", "subtype=artfs", "default_permissions", *self.options.extra}
         if self.options.allow_other or self.options.checked:
             options.add("allow_other")
         self._mount(handlers, options)
@@ -297,9 +299,9 @@ class Mount:
         if folder is not None:
             await self._tell([(folder.num, os.fsencode(checkpoint.id))], [folder.num])
 
-    async def scope_ended(self, sandbox: str, folder: str) -> None:
-        parent = self.grid.at(sandbox)
-        await self._tell([(parent.num, os.fsencode(folder))], [parent.num])
+    async def scope_changed(self, sandbox: str, folder: str) -> None:
+        top, parent = self.grid.at(), self.grid.at(sandbox)
+        await self._tell([(top.num, os.fsencode(sandbox)), (parent.num, os.fsencode(folder))], [top.num, parent.num])
 
     async def names_changed(self, names: list[tuple[Node, bytes]]) -> None:
         held = [(folder.num, name) for folder, name in names if folder.looks]

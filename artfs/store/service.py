@@ -141,13 +141,8 @@ class Service(FileCalls):
     ) -> dict[str, Any]:
         settings = self.store.settings
         ttl = settings.session_ttl_hours * HOUR if ttl_seconds is None else ttl_seconds
-
-        def work() -> Session:
-            return self.store.sessions.create(
-                sandbox or settings.sandbox, user, ttl_seconds=ttl, id=id, metadata=metadata
-            )
-
-        return _session(await to_thread.run_sync(work))
+        place = sandbox or settings.sandbox
+        return _session(await self.store.create_session(place, user, ttl=ttl, id=id, metadata=metadata))
 
     async def session_list(self, sandbox: str | None = None) -> list[dict[str, Any]]:
         return [_session(session) for session in self.store.sessions.list(sandbox)]

@@ -20,6 +20,7 @@ import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import time_ns
 from typing import Any, Protocol
@@ -67,8 +68,8 @@ class Surface(Protocol):
     async def checkpoint_changed(self, namespace: Namespace, checkpoint: Checkpoint) -> None:
         """It was made, or deleted."""
 
-    async def scope_ended(self, sandbox: str, folder: str) -> None:
-        """A session is over: its directory is no more."""
+    async def scope_changed(self, sandbox: str, folder: str) -> None:
+        """A session has begun or is over: its directory appears, or is no more."""
 
     async def names_changed(self, names: list[tuple[Node, bytes]]) -> None:
         """These names of directories in memory lead elsewhere."""
@@ -303,6 +304,22 @@ class Store:
         """A live session.  Errors: NotFoundError, ExpiredError."""
         return self.sessions.get(sandbox, id)
 
+    async def create_session(
+        self,
+        sandbox: str,
+        user: str | None = None,
+        *,
+        ttl: float,
+        id: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Session:
+        """A new live session; `ttl` in seconds.  Errors: InvalidError, ExistsError."""
+        create = partial(self.sessions.create, sandbox, user, ttl_seconds=ttl, id=id, metadata=metadata)
+        session = await to_thread.run_sync(create)
+        for surface in self.surfaces:
+            await surface.scope_changed(sandbox, scope_dir(Scope.SESSION, session.id))
+        return session
+
     async def delete_session(self, sandbox: str, id: str) -> None:
         """It is gone at once; its namespaces follow.  Errors: NotFoundError."""
         await self._reap_session(await to_thread.run_sync(self.sessions.delete, sandbox, id))
@@ -315,7 +332,7 @@ class Store:
             await self._reap_namespace(namespace)
         await to_thread.run_sync(self.sessions.reaped, session.sandbox, session.id)
         for surface in self.surfaces:
-            await surface.scope_ended(session.sandbox, folder)
+            await surface.scope_changed(session.sandbox, folder)
 
     def session_owner(self, sandbox: str, id: str) -> str | None:
         """The user of a live session.  Errors: NotFoundError, ExpiredError."""
@@ -356,7 +373,7 @@ class Store:
         found: set[tuple[Scope, str | None]] = {(Scope.SANDBOX, None)}
         for folder in self.catalogue.folders(sandbox):
             place = parse_scope_dir(folder)
-            if place is not None:
+            if place is not None and place[0] is not Scope.SESSION:
                 found.add(place)
         found.update((Scope.SESSION, session_key(session.id)) for session in self.sessions.list(sandbox))
         return found

@@ -10,7 +10,7 @@ import pytest
 from artfs.cli.app import cause, message
 from artfs.cli.completion import SHELLS, bash, fish, tree, words, zsh
 from artfs.cli.mount_helper import as_mount_command, mount_options
-from artfs.cli.mounttable import at, holding, read_mounts, source_option
+from artfs.cli.mounttable import at, holding, read_mounts, source
 from artfs.cli.parsing import UsageError, build_parser
 from artfs.cli.running import view_of
 from artfs.cli.values import duration, moment, pairs, printable, size, table
@@ -122,8 +122,8 @@ def test_the_uppermost_mount_at_or_above_a_path() -> None:
 
 
 def test_a_source_is_quoted_for_libfuse() -> None:
-    assert source_option(Path("/a,b\\c"), "grid") == "fsname=/a\\,b\\\\c"
-    assert source_option(Path("/a"), "grid/x/shared") == "fsname=/a#grid/x/shared"
+    assert source(Path("/a,b\\c"), "grid") == "/a\\,b\\\\c"
+    assert source(Path("/a"), "grid/x/shared") == "/a#grid/x/shared"
 
 
 # the parser

@@ -22,7 +22,7 @@ from artfs.store.store import Store
 from artfs.types import Scope
 from artfs.volume import data
 from tests.model.machine import BLOCK, Space
-from tests.reference import File, Reference
+from tests.reference import Reference
 
 LINE = 19
 NAMES = ["a", "b", "c", "d"]

@@ -65,7 +65,7 @@ def test_the_structs_have_the_sizes_of_the_header(struct: type[ctypes.Structure]
 
 def test_ours_have_the_same_sizes() -> None:
     assert wire.ENTRY.size == ctypes.sizeof(EntryOut)
-    assert wire.ENTRY_HEAD == EntryOut.attr.offset
+    assert EntryOut.attr.offset == wire.ENTRY_HEAD
     assert wire.ATTR_HEAD.size == AttrOut.attr.offset
     assert wire.OPEN.size == ctypes.sizeof(OpenOut)
     assert wire.DIRENT.size == Dirent.name.offset
