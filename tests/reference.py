@@ -4,8 +4,8 @@ Plain Python objects, no sharing, no laziness: a checkpoint, a restore and a clo
 `OSError` and have changed nothing then. Callers are expected to have passed the kernel's own checks (no `.`, no `/`
 in names, permissions).
 
-A file's content is `data`, and `kinds` says for each byte of it, and beyond its end, what lies there: a hole, bytes that
-were written, or zeros that were allocated.
+A file's content is `data`, and `kinds` says for each byte of it, and beyond its end, what lies there: a hole, bytes
+that were written, or zeros that were allocated.
 """
 
 from __future__ import annotations

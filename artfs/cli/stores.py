@@ -93,10 +93,8 @@ def _flat(document: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 
 def fsck(ctx: Context) -> int:
-    from artfs.settings import read_store
     from artfs.volume.fsck import check
 
-    read_store(ctx.root)
     with ctx.out.progress("fsck") as line:
         report = check(ctx.root, repair=ctx.args.repair, data=ctx.args.data, progress=line.steps)
     document = {"ok": report.ok, **asdict(report)}
@@ -106,11 +104,12 @@ def fsck(ctx: Context) -> int:
     ]
     mended = sum(problem.repaired for problem in report.problems)
     left = len(report.problems) - mended
+    lines += [f"note: {note}" for note in report.notes]
     lines.append("  ".join(f"{name} {count}" for name, count in report.counts.items()))
     lines.append("the store is clean" if not report.problems else f"problems left: {left}, repaired: {mended}")
     ctx.out.result(document, filter(None, lines))
     if left and not ctx.args.repair:
-        ctx.out.say("`artfs fsck --repair` mends what can be mended")
+        ctx.out.say("`artfs fsck --repair` mends what can be mended without inventing bytes")
     return 0 if report.ok else DAMAGED
 
 

@@ -34,7 +34,7 @@ TCGETS, FS_IOC_GETFLAGS, FS_IOC_GETVERSION = 0x5401, 0x80086601, 0x80087601
 S_IFMT = 0o170000
 CAPABILITY = b"security.capability"
 NO_CAPABILITY = b"\0\0\0\2".ljust(20, b"\0")
-"""An empty set of capabilities (linux/capability.h, revision 2), which files of a checkpoint claim to have: where opening
+"""An empty set of capabilities (linux/capability.h, revision 2), that a checkpoint's files claim to have: where opening
 needs no request and the kernel caches writes, a write(2) to them fails only because these cannot be removed."""
 
 

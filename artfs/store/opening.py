@@ -14,9 +14,9 @@ from artfs.objects.local import LocalObjects
 from artfs.sessions.memory import MemorySessions
 from artfs.sessions.sqlite import SqliteSessions
 from artfs.settings import Settings, load_settings
-from artfs.store.lock import Lock
 from artfs.store.store import Store, running
 from artfs.volume.journal import Journal, NoJournal, TimedJournal
+from artfs.volume.lock import Lock
 from artfs.volume.shard import Shard
 
 
@@ -40,7 +40,7 @@ async def open_store(root: Path, role: str) -> AsyncIterator[Store]:
         finally:
             store.sessions.close()
     finally:
-        lock.release()
+        lock.close()
 
 
 def _assemble(root: Path, settings: Settings) -> Store:

@@ -15,11 +15,9 @@ Concurrency: the owner's lock is held throughout.  Plain functions; not to be ca
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from struct import error as StructError
@@ -28,7 +26,7 @@ from typing import Any
 import anyio
 
 from artfs.blocks import Chunk
-from artfs.errors import ArtfsError, BusyError, DamagedError, InvalidError, NotFoundError
+from artfs.errors import ArtfsError, DamagedError, InvalidError, NotFoundError
 from artfs.grid import check_id, session_key
 from artfs.meta import Batch, Checkpoint
 from artfs.meta.schema import CHECKS
@@ -44,6 +42,7 @@ from artfs.volume.fsck_objects import Objects, damaged_inodes
 from artfs.volume.fsck_repair import plan
 from artfs.volume.fsck_view import END_COOKIE, FIRST_COOKIE, Finding, View, problems, read_view
 from artfs.volume.journal import Journal
+from artfs.volume.lock import Lock
 from artfs.volume.rows import HEAD, HEAD_KEY, Head
 from artfs.volume.shard import Shard
 
@@ -89,7 +88,7 @@ def check(root: Path, *, repair: bool = False, data: bool = False, progress: Pro
         settings = load_settings(root)
     except (DamagedError, InvalidError) as error:
         found.append(Finding("store", str(root), str(error)))
-    with _owned(root):
+    with closing(Lock(root, "fsck")):
         if not any((root / name).exists() for name in ("meta.db", "journal", "objects")):
             return Report(_marked(found, found), ["nothing has been stored here yet"], {})
         try:
@@ -102,23 +101,6 @@ def check(root: Path, *, repair: bool = False, data: bool = False, progress: Pro
             return run.repair(found) if repair else run.look(found)
         finally:
             engine.close()
-
-
-@contextmanager
-def _owned(root: Path) -> Iterator[None]:
-    """The lock of artfs.store.lock, which lies above this layer."""
-    fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(fd, 200, 0).decode(errors="replace").strip() or "another process"
-            raise BusyError(f"the store {root} is in use by {holder}; unmount it, then run fsck again") from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"process {os.getpid()} (fsck)\n".encode(), 0)
-        yield
-    finally:
-        os.close(fd)
 
 
 def _marked(all: list[Finding], left: list[Finding]) -> list[Problem]:

@@ -11,7 +11,7 @@ import apsw
 import pytest
 
 from artfs.errors import BusyError, FormatError, NotFoundError
-from artfs.store.lock import Lock
+from artfs.volume.lock import Lock
 from artfs.volume.fsck import check
 from artfs.volume.fsck_view import Inode
 from artfs.volume.node import Dentry

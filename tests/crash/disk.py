@@ -76,7 +76,7 @@ class Disk:
             elif entry.kind in "WT":
                 safe = entry.at < synced.get(entry.inode, 0)
                 self._change(files.setdefault(entry.inode, bytearray()), entry, safe, chance, lost)
-        made = {inode for inode in folders.values()}
+        made = set(folders.values())
         for path in sorted(names):
             if names[path] in made:
                 (target / path).mkdir(parents=True, exist_ok=True)

@@ -54,7 +54,7 @@ def record(recorder: Path, root: Path, seed: int) -> tuple[list[Entry], int]:
         "ARTFS_COMMIT_INTERVAL": "0.05",
         "ARTFS_UMASK": "0",
     }
-    command = [sys.executable, "-m", "tests.crash.workload", root, str(seed), str(OPERATIONS)]
+    command = [sys.executable, "-m", "tests.crash.workload", str(root), str(seed), str(OPERATIONS)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return read_log(log), root.stat().st_ino

@@ -36,7 +36,16 @@ def digest(reference: Reference) -> str:
         number = idents.setdefault(id(file), len(idents))
         lines.append(
             b"%r %d %o %d %d %d %d %r"
-            % (path, number, file.mode, file.uid, file.nlink, len(file.data), file.allocated, sorted(file.xattrs.items()))
+            % (
+                path,
+                number,
+                file.mode,
+                file.uid,
+                file.nlink,
+                len(file.data),
+                file.allocated,
+                sorted(file.xattrs.items()),
+            )
             + file.target
             + bytes(file.data)
         )

@@ -151,7 +151,8 @@ KINDS = {function.__name__: function for function in (names, versions, appends, 
 
 def main(kind: str, directory: str, record: str, seed: str) -> int:
     try:
-        KINDS[kind](Path(directory), Path(record), random.Random(seed))
+        os.chdir(directory)  # by its path one would get to what lies below, when the mount is gone
+        KINDS[kind](Path(), Path(record), random.Random(seed))
     except OSError as error:
         if error.errno not in GONE:
             raise

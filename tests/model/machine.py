@@ -61,12 +61,17 @@ OPERATIONS = st.one_of(
     st.tuples(st.just("write"), FEW, OFFSETS, LENGTHS, st.integers(0, 255), st.just(0)),
     st.tuples(st.just("scatter"), FEW, st.integers(0, 3000), st.integers(1, 80), st.integers(0, 255)),
     st.tuples(st.just("truncate"), FEW, st.one_of(st.just(0), OFFSETS), st.booleans()),
-    st.tuples(st.just("fallocate"), FEW, st.sampled_from([0, 1, 2, 3, 16, 17]), OFFSETS, st.integers(1, 300_000), st.booleans()),
+    st.tuples(
+        st.just("fallocate"),
+        FEW,
+        st.sampled_from([0, 1, 2, 3, 16, 17]),
+        OFFSETS,
+        st.integers(1, 300_000),
+        st.booleans(),
+    ),
     st.tuples(st.just("copy"), FEW, OFFSETS, FEW, OFFSETS, LENGTHS, st.booleans()),
     st.tuples(st.just("seek"), FEW, OFFSETS, st.sampled_from([os.SEEK_DATA, os.SEEK_HOLE])),
-    st.tuples(
-        st.just("setattr"), FEW, st.none() | MODES, MAYBE_ID, MAYBE_ID, st.sampled_from([None, -1, 10**18 + 1])
-    ),
+    st.tuples(st.just("setattr"), FEW, st.none() | MODES, MAYBE_ID, MAYBE_ID, st.sampled_from([None, -1, 10**18 + 1])),
     st.tuples(st.just("setxattr"), FEW, XATTRS, SIZES, st.sampled_from([0, 0, 1, 2])),
     st.tuples(st.just("removexattr"), FEW, XATTRS),
     st.tuples(st.just("hold"), FEW),
@@ -237,7 +242,9 @@ class Space:
     def entry(self, index: int) -> tuple[File, bytes, File]:
         """(directory, name, inode) of a name that is there; the name is empty where there is none."""
         found = [
-            (file, name, below) for _, file in self.reference.walk() for name, below in sorted((file.kids or {}).items())
+            (file, name, below)
+            for _, file in self.reference.walk()
+            for name, below in sorted((file.kids or {}).items())
         ]
         return found[index % len(found)] if found else (self.reference.root, b"", self.reference.root)
 
@@ -298,9 +305,7 @@ class Space:
             )
             assert result == answer
 
-    def do_setattr(
-        self, index: int, mode: int | None, uid: int | None, gid: int | None, mtime: int | None
-    ) -> None:
+    def do_setattr(self, index: int, mode: int | None, uid: int | None, gid: int | None, mtime: int | None) -> None:
         (node, file) = self.pick(index)
         given = (MODE, mode), (UID, uid), (GID, gid), (MTIME, mtime)
         valid = sum(bit for bit, value in given if value is not None)

@@ -1,8 +1,8 @@
 """Random histories of namespaces against the reference: operations, commits, checkpoints, restores, clones, crashes.
 
-After every step each tree, each checkpoint and every row key is compared. Operations also run while a commit is under way,
-as they do in a mount: between the sealing of its batches and the engine's transaction, and between that and the moment
-when the tree learns of it.
+After every step each tree, each checkpoint and every row key is compared. Operations also run while a commit is under
+way, as they do in a mount: between the sealing of its batches and the engine's transaction, and between that and the
+moment when the tree learns of it.
 """
 
 from __future__ import annotations
@@ -131,7 +131,9 @@ class Histories(RuleBasedStateMachine):
     @rule(data=st.data())
     def restore(self, data: st.DataObject) -> None:
         space = data.draw(st.sampled_from([space for space in self.spaces if space.saved]))
-        id = data.draw(st.sampled_from(list(space.saved)))
+        self.go_back(space, data.draw(st.sampled_from(list(space.saved))))
+
+    def go_back(self, space: Space, id: str) -> None:
         before = space.reference
         restored = trio.run(space.volume.restore, id)
         space.reference = space.saved[id].copy()
