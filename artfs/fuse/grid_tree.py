@@ -117,11 +117,8 @@ class GridTree(VirtualTree):
         return self.store.access(self.principal(), sandbox, scope, owner)
 
     def _sandboxes(self) -> list[str]:
-        principal = self.principal()
-        known = self.store.sandboxes()
-        if principal.sandbox is not None:
-            known = {principal.sandbox}
-        return sorted(known)
+        known = sorted(self.store.sandboxes())
+        return [name for name in known if self._access(name, Scope.SANDBOX, None) is not Access.NONE]
 
     def listing(self, parent: Node) -> list[tuple[bytes, Dentry]]:
         place = self.place(parent)

@@ -67,7 +67,7 @@ def test_no_store_newer_store_store_in_use(made: Made, tmp_path: Path) -> None:
     lock = Lock(made.root, "mount")
     with pytest.raises(BusyError, match=f"process {os.getpid()}"):
         check(made.root)
-    lock.release()
+    lock.close()
     made.sql("UPDATE meta SET value = '99' WHERE name = 'format'")
     with pytest.raises(FormatError):
         check(made.root)

@@ -158,10 +158,10 @@ def _write(tree: Tree, name: bytes, data: bytes) -> None:
     tree.write(node, 0, data)
 
 
-def _content(tree: Tree, name: bytes) -> bytes:
+async def _content(tree: Tree, name: bytes) -> bytes:
     node = tree.lookup(tree.root(), name)
     assert node is not None, name
-    return tree.read_bytes(node, 0, node.size)
+    return await waiting(tree.read_bytes, node, 0, node.size)
 
 
 def _names(tree: Tree) -> list[bytes]:
@@ -189,7 +189,7 @@ async def test_bytes_are_durable_before_rows_and_rows_before_the_journal_is_free
     assert world.steps == ["sync", "commit", "free"]
     assert world.journal.used == 0
     assert world.objects.durable
-    assert _content(tree, b"large") == LARGE
+    assert await _content(tree, b"large") == LARGE
 
 
 async def test_the_position_is_in_the_same_transaction_and_covers_what_was_logged(world: World) -> None:
@@ -218,12 +218,12 @@ async def test_what_is_written_during_a_commit_waits_for_the_next(
     monkeypatch.setattr(world.objects, "sync", meanwhile)
     await world.shard.commit()
     assert world.journal.used > 0
-    assert _content(tree, b"f") == b"again" * 1000
+    assert await _content(tree, b"f") == b"again" * 1000
     await world.shard.commit()
     assert world.journal.used == 0
     tree = await world.reopen()
     assert world.replayed == 0
-    assert (_content(tree, b"f"), _content(tree, b"g")) == (b"again" * 1000, LARGE)
+    assert (await _content(tree, b"f"), await _content(tree, b"g")) == (b"again" * 1000, LARGE)
 
 
 async def test_commits_share_one(world: World) -> None:
@@ -270,9 +270,9 @@ async def test_a_commit_that_fails_keeps_everything(world: World) -> None:
     assert (world.journal.used, world.shard.statistics().trouble) == (0, "")
     tree = await world.reopen()
     assert world.replayed == 0
-    assert (_content(tree, b"f"), _content(tree, b"g")) == (b"after", b"goes on")
+    assert (await _content(tree, b"f"), await _content(tree, b"g")) == (b"after", b"goes on")
     view = await world.store.volume(world.namespace()).view("one")
-    assert _content(view, b"f") == LARGE
+    assert await _content(view, b"f") == LARGE
 
 
 async def test_a_kill_after_a_commit_that_failed_loses_nothing(world: World) -> None:
@@ -284,7 +284,7 @@ async def test_a_kill_after_a_commit_that_failed_loses_nothing(world: World) -> 
         await world.shard.commit()
     tree = await world.reopen()
     assert world.replayed > 0
-    assert (_content(tree, b"f"), _content(tree, b"g")) == (LARGE, b"small")
+    assert (await _content(tree, b"f"), await _content(tree, b"g")) == (LARGE, b"small")
 
 
 async def test_the_catalogue_of_a_commit_that_failed_is_in_the_next(world: World) -> None:
@@ -316,7 +316,7 @@ async def test_a_disk_that_takes_no_bytes_is_named(
         await world.shard.commit()
     await world.shard.commit()
     assert world.journal.used == 0
-    assert _content(await world.reopen(), b"f") == b"x" * 5000
+    assert await _content(await world.reopen(), b"f") == b"x" * 5000
 
 
 @pytest.mark.logs_errors
@@ -334,7 +334,7 @@ async def test_the_background_tries_again(world: World) -> None:
             while world.journal.used:
                 await trio.sleep(0.005)
             nursery.cancel_scope.cancel()
-    assert _content(await world.reopen(), b"f") == b"1"
+    assert await _content(await world.reopen(), b"f") == b"1"
 
 
 # a full journal
@@ -371,14 +371,14 @@ async def test_a_writer_waits_for_room_and_is_refused_at_the_limit(
             await waiting(tree.write, node, count * 60_000, b"x" * 100)
         assert caught.value.errno == number
         assert trio.current_time() - began >= world.settings.wait_limit
-        assert _content(tree, b"kept")[-5:] == b"%05d" % (count - 1)  # what was acknowledged can be read
+        assert await _content(tree, b"kept")[-5:] == b"%05d" % (count - 1)  # what was acknowledged can be read
         world.engine.fail = None
         with trio.fail_after(10):
             while world.journal.used >= world.journal.soft:
                 await trio.sleep(0.01)
             await waiting(tree.write, node, count * 60_000, b"y" * 100)
         nursery.cancel_scope.cancel()
-    data = _content(await world.reopen(), b"kept")
+    data = await _content(await world.reopen(), b"kept")
     assert data == b"".join(b"%05d" % n * 12_000 for n in range(count)) + b"y" * 100
 
 
@@ -424,10 +424,10 @@ async def test_a_journal_that_cannot_be_written_ends_changes(world: World) -> No
     world.journal.pwritev = os.pwritev
     assert told == [world.shard.failure]
     _refused(errno.EROFS, tree)
-    assert _content(tree, b"kept") == b"acknowledged"
+    assert await _content(tree, b"kept") == b"acknowledged"
     await world.shard.close()
     tree = await world.reopen()
-    assert _content(tree, b"kept") == b"acknowledged"
+    assert await _content(tree, b"kept") == b"acknowledged"
     _write(tree, b"new", b"goes on")
 
 
@@ -447,7 +447,7 @@ async def test_an_fsync_that_fails_ends_changes(world: World, monkeypatch: pytes
     _refused(errno.EROFS, tree)
     other = world.shard.tree(world.namespace())
     assert other.locked
-    assert _content(tree, b"kept") == LARGE
+    assert await _content(tree, b"kept") == LARGE
 
 
 async def test_fsync_covers_objects_first_and_the_journal_last(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -487,7 +487,7 @@ async def test_close_commits(world: World) -> None:
     await world.shard.close()
     assert world.steps == ["sync", "commit", "free"]
     tree = await world.reopen()
-    assert (world.replayed, _content(tree, b"f")) == (0, LARGE)
+    assert (world.replayed, await _content(tree, b"f")) == (0, LARGE)
 
 
 async def test_close_lets_go_also_when_its_commit_fails(world: World) -> None:
@@ -498,7 +498,7 @@ async def test_close_lets_go_also_when_its_commit_fails(world: World) -> None:
         await world.shard.close()
     assert world.journal.fd == -1
     tree = await world.reopen()
-    assert (world.replayed, _content(tree, b"f")) == (2, b"1")
+    assert (world.replayed, await _content(tree, b"f")) == (2, b"1")
 
 
 async def test_what_was_acknowledged_survives_a_kill(world: World) -> None:
@@ -517,7 +517,7 @@ async def test_what_was_acknowledged_survives_a_kill(world: World) -> None:
     tree = await world.reopen()
     assert world.replayed > 0
     assert sorted(_names(tree)) == [b"folder", b"moved", b"new"]
-    assert (_content(tree, b"moved"), _content(tree, b"new")) == (LARGE, LARGE + b"tail")
+    assert (await _content(tree, b"moved"), await _content(tree, b"new")) == (LARGE, LARGE + b"tail")
     found = tree.lookup(tree.root(), b"folder")
     assert found is not None and tree.getxattr(found, b"user.a") == b"value"
     again = tree.counters()
@@ -538,7 +538,7 @@ async def test_recovery_can_be_killed_too(world: World) -> None:
         await world.shard.recover()
     tree = await world.reopen()
     assert world.replayed == 4
-    assert (_content(tree, b"f"), _content(tree, b"g")) == (LARGE, b"small")
+    assert (await _content(tree, b"f"), await _content(tree, b"g")) == (LARGE, b"small")
 
 
 async def test_records_of_a_namespace_that_is_gone_are_passed_over(world: World) -> None:
@@ -548,7 +548,7 @@ async def test_records_of_a_namespace_that_is_gone_are_passed_over(world: World)
     world.journal.append(4711, ROW.pack(b"R", len(key), 3) + key + b"???")
     _write(tree, b"after", b"2")
     tree = await world.reopen()
-    assert (_content(tree, b"before"), _content(tree, b"after")) == (b"1", b"2")
+    assert (await _content(tree, b"before"), await _content(tree, b"after")) == (b"1", b"2")
     assert world.replayed == 4
 
 
@@ -571,11 +571,11 @@ async def test_replay_ends_at_bytes_that_did_not_reach_the_disk(
     tree = await world.reopen()
     assert "did not reach the disk" in caplog.text
     assert _names(tree) == [b"before", b"torn"]
-    assert (_content(tree, b"before"), _content(tree, b"torn")) == (b"1", b"")
+    assert (await _content(tree, b"before"), await _content(tree, b"torn")) == (b"1", b"")
     _write(tree, b"later", b"3")
     tree = await world.reopen()  # and nothing of the old chain comes back behind what is new
     assert sorted(_names(tree)) == [b"before", b"later", b"torn"]
-    assert _content(tree, b"later") == b"3"
+    assert await _content(tree, b"later") == b"3"
 
 
 async def test_inodes_without_a_name_end_with_their_process(world: World) -> None:
@@ -613,18 +613,18 @@ async def test_a_larger_journal_finds_the_records_of_the_smaller(world: World) -
     _write(tree, b"late", b"acknowledged")
     world.settings = world.settings.model_copy(update={"journal_size": 3 * JOURNAL})
     tree = await world.reopen()
-    assert (world.replayed, _content(tree, b"late")) == (2, b"acknowledged")
+    assert (world.replayed, await _content(tree, b"late")) == (2, b"acknowledged")
     assert world.shard.statistics().journal_size == 3 * JOURNAL
     for _ in range(4):
         _turn(tree, world, 200)
         await world.shard.commit()
     _write(tree, b"later", b"too")
     tree = await world.reopen()
-    assert (world.replayed, _content(tree, b"later")) == (2, b"too")
+    assert (world.replayed, await _content(tree, b"later")) == (2, b"too")
     world.settings = world.settings.model_copy(update={"journal_size": JOURNAL})
     _write(tree, b"last", b"again")
     tree = await world.reopen()  # it does not shrink
-    assert (_content(tree, b"last"), world.journal.size) == (b"again", 3 * JOURNAL)
+    assert (await _content(tree, b"last"), world.journal.size) == (b"again", 3 * JOURNAL)
 
 
 async def test_a_journal_that_cannot_grow_keeps_its_records(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -642,4 +642,4 @@ async def test_a_journal_that_cannot_grow_keeps_its_records(world: World, monkey
         patched.setattr(os, "pwrite", full)
         Journal(world.root / "journal", 2 * JOURNAL)
     assert (world.root / "journal").stat().st_size == JOURNAL
-    assert _content(await world.reopen(), b"f") == b"acknowledged"
+    assert await _content(await world.reopen(), b"f") == b"acknowledged"
