@@ -104,19 +104,32 @@ class LocalObjects:
         else:
             path = self.path(number)
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            try:
-                fd = os.open(path, flags, 0o600)
-            except FileNotFoundError:
-                path.parent.mkdir(parents=True, mode=0o700)
-                _sync_directories(path.parent, self.root)
-                fd = os.open(path, flags, 0o600)
-            folder = self._folders.get(serial)
-            if folder is None:
-                folder = self._folders[serial] = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            if serial not in self._folders:
+                path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
+            folder = self._folder(serial, path.parent)
+            fd = os.open(path, flags, 0o600)
             self._writes += 1
             (self.sealing if sealing else self.unsynced)[folder] = self._writes
         self._table[number] = fd
         return fd, number, 0
+
+    def _folder(self, serial: int, path: Path) -> int:
+        """The descriptor of a namespace's directory, whose own name is durable."""
+        fd = self._folders.get(serial)
+        if fd is None:
+            assert self.root is not None
+            _sync_directories(path, self.root)  # an earlier process may have ended between making and syncing it
+            fd = self._folders[serial] = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        return fd
+
+    def doubt(self, number: int) -> None:
+        """The object was written by a process that may have ended before it synced it: the next sync does.
+        Errors: DamagedError, OSError."""
+        fd = self.descriptor(number)
+        folder = self._folder(number >> 32, self.path(number).parent)
+        with self._lock:
+            self._writes += 1
+            self.unsynced[fd] = self.unsynced[folder] = self._writes
 
     def sync(self) -> None:
         """fdatasync of everything appended so far.  Errors: OSError."""

@@ -135,7 +135,7 @@ class Store:
             umask=settings.umask,
             metadata=dict(metadata or {}),
         )
-        self.shard.create(namespace, mode & ~settings.umask)
+        await self.shard.create(namespace, mode & ~settings.umask)
         await self.shard.commit()
         await self._tell_grid(namespace)
         return namespace

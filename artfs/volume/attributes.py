@@ -37,7 +37,8 @@ class Attributes(Data):
         """`valid` says which of the others count.  Errors: FsError EISDIR, EINVAL, EFBIG."""
         if valid & SIZE:
             self.check_size(node, size)
-        time = self.begin(frees=bool(valid & SIZE and size < node.size))
+        # A ctime comes from the kernel alone, which sends it behind every unlink and rename of a file and waits for it.
+        time = self.begin(frees=bool(valid & CTIME or (valid & SIZE and size < node.size)))
         entries = b""
         if valid & MODE:
             node.mode = node.mode & 0o170000 | mode & 0o7777

@@ -130,7 +130,7 @@ class Data(Inodes):
 
     def _write_parts(self, node: Node, offset: int, data: bytes | memoryview) -> tuple[bytes, bytes]:
         """Large segments into objects, small ones into the journal; returns the entries and the bytes of the record
-        that is left to log."""
+        that is left to log: one for all, or a crash between two would leave half of a write."""
         length = len(data)
         parts: list[tuple[int, int, int, bytes | Chunk]] = []
         at = 0
@@ -139,20 +139,17 @@ class Data(Inodes):
             parts.append((index, start, end, bytes(part) if end - start < DIRECT else self._store(part)))
             at += end - start
         entries = b""
-        loose = b""
+        loose: list[bytes] = []
         place = offset
         for index, start, end, source in parts:
             if isinstance(source, Chunk):
                 entries += STORE.pack(b"B", node.ino, place, end - start, source.object, source.offset, source.hash)
             else:
-                if loose:
-                    self.log(entries, loose)
-                    entries = b""
-                loose = source
+                loose.append(source)
                 entries += WRITE.pack(b"W", node.ino, place, end - start)
             self._put(node, index, start, end, source, 0)
             place += end - start
-        return entries, loose
+        return entries, b"".join(loose)
 
     def _store(self, data: bytes | memoryview) -> Chunk:
         try:

@@ -10,7 +10,7 @@ one that it was written behind.  A record never wraps: where the rest of the rin
 
     R u16 key length, u32 value length (0xFFFFFFFF: deleted), key, value        a row
     O u64 ino, u32 value length, value                                          an inode that lost its last name
-    W u64 ino, u64 offset, u32 length                                           bytes written: the record's data
+    W u64 ino, u64 offset, u32 length                                           bytes written: the next of the data
     B u64 ino, u64 offset, u32 length, u64 object, u64 offset in it, 16 bytes hash     bytes written into an object
     Z u64 ino, u64 start, u64 end, u8 kind                                      a hole (0) or allocated zeros (1)
     C u64 from, u64 offset, u64 to, u64 offset, u64 length                      blocks shared by copy_file_range

@@ -37,8 +37,11 @@ def replay(shard: Shard, journal: J.Journal) -> int:
         if not all(_has_bytes(shard, body, kind, start) for kind, start, _ in entries):
             log.warning("the journal names bytes that did not reach the disk; replay ends after %d records", count)
             break
+        rest = data
         for kind, start, _ in entries:
-            _apply(shard, tree, kind, body, start, data)
+            _apply(shard, tree, kind, body, start, rest)
+            if kind == b"W":
+                rest = rest[J.WRITE.unpack_from(body, start)[3] :]
         shard.changed.add(tree)
         count += 1
     return count
@@ -50,6 +53,7 @@ def _has_bytes(shard: Shard, body: bytes, kind: bytes, start: int) -> bool:
     _, _, _, length, number, offset, digest = J.STORE.unpack_from(body, start)
     try:
         data = os.pread(shard.objects.descriptor(number), length, offset)
+        shard.objects.doubt(number)  # a killed process may not have synced what the kernel still gives us
     except (ArtfsError, OSError):
         return False
     return bool(len(data) == length and xxh3_128_digest(data) == digest)
@@ -63,8 +67,8 @@ def _apply(shard: Shard, tree: Tree, kind: bytes, body: bytes, at: int, data: by
         value = None if length == J.DELETED else body[at + key_length : at + key_length + length]
         _row(tree, key, value)
     elif kind == b"W":
-        _, ino, offset, _ = J.WRITE.unpack_from(body, at)
-        tree.replay_write(ino, offset, data)
+        _, ino, offset, length = J.WRITE.unpack_from(body, at)
+        tree.replay_write(ino, offset, data[:length])
     elif kind == b"B":
         _, ino, offset, length, number, place, digest = J.STORE.unpack_from(body, at)
         tree.replay_store(ino, offset, Chunk(number, place, length, digest, True))

@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 
 RETRY = 0.1, 5.0
 """Seconds between attempts of a commit that fails: at first, at most."""
+MAKING = 4096
+"""Bytes of journal that a new namespace takes, at most."""
 KICK_SHARE = 4
 """A commit starts when the journal is filled to this part, whatever the interval."""
 
@@ -114,8 +116,13 @@ class Shard:
         """What a checkpoint saw, read-only.  REQUIRES: the checkpoint is committed."""
         return Tree(self, namespace.serial, namespace.block_size, at=epoch, number=number)
 
-    def create(self, namespace: Namespace, mode: int) -> Tree:
-        """Enter it into the catalogue and make its root; durable after the next commit."""
+    async def create(self, namespace: Namespace, mode: int) -> Tree:
+        """Enter it into the catalogue and make its root; durable after the next commit.
+        Errors: ExistsError; FsError EROFS, ENOSPC, EIO."""
+        if self.failure is not None:
+            raise FsError(errno.EROFS)
+        # From here on nothing may wait: a namespace without its root must never be committed.
+        await self.wait_room(MAKING)
         self.catalogue.put(namespace)
         self.catalogue.records["prefix", str(namespace.serial)] = namespace.prefix
         self._swept.add(namespace.serial)
@@ -162,10 +169,10 @@ class Shard:
         """Commit soon."""
         self._kick.set()
 
-    async def wait_room(self) -> None:
-        """See `Owner`."""
+    async def wait_room(self, need: int = 0) -> None:
+        """See `Owner`; until the journal takes `need` bytes and one change more."""
         limit = monotonic() + self.settings.wait_limit
-        while self.log.used >= self.log.soft:
+        while self.log.used + need >= self.log.soft:
             self.kick()
             room = self._room
             with anyio.move_on_after(max(limit - monotonic(), 0)) as scope:

@@ -306,7 +306,7 @@ class Volume:
         tree = self.tree
         while tree.gate is not None:
             await tree.gate()
-        tree.begin(frees=True)
+        await run(tree.begin, frees=True)
         opened = anyio.Event()
         tree.gate = opened.wait
         locked = tree.locked

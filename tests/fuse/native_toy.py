@@ -406,14 +406,8 @@ def syncfs(ino: int) -> None:
 
 def logged(name: str, f: Callable[..., Any]) -> Callable[..., Any]:
     def inner(*args: Any) -> Any:
-        if (
-            Now.record
-            and not any(isinstance(a, bytes) and a.startswith(TOY) for a in args)
-            and len(calls) < 300
-        ):
-            calls.append(
-                [name, [a if isinstance(a, int | tuple) else bytes(a[:300]).decode("latin-1") for a in args]]
-            )
+        if Now.record and not any(isinstance(a, bytes) and a.startswith(TOY) for a in args) and len(calls) < 300:
+            calls.append([name, [a if isinstance(a, int | tuple) else bytes(a[:300]).decode("latin-1") for a in args]])
         return f(*args)
 
     return inner
@@ -427,9 +421,7 @@ def on_wait(unique: int, opcode: int, f: Callable[..., Any], args: tuple[Any, ..
     Now.nursery.start_soon(later, unique, opcode, f, args, e.seconds)
 
 
-async def later(
-    unique: int, opcode: int, f: Callable[..., Any], args: tuple[Any, ...], seconds: float
-) -> None:
+async def later(unique: int, opcode: int, f: Callable[..., Any], args: tuple[Any, ...], seconds: float) -> None:
     with trio.CancelScope() as scope:
         scopes[unique] = scope
         await trio.sleep(seconds)
@@ -494,9 +486,7 @@ async def main() -> None:
 def run() -> None:
     native.configure(
         init_set=OPTIONS.get("init_set", InitFlag.HANDLE_KILLPRIV_V2 | InitFlag.HAS_RESEND),
-        init_clear=OPTIONS.get(
-            "init_clear", InitFlag.ATOMIC_O_TRUNC | InitFlag.POSIX_LOCKS | InitFlag.FLOCK_LOCKS
-        ),
+        init_clear=OPTIONS.get("init_clear", InitFlag.ATOMIC_O_TRUNC | InitFlag.POSIX_LOCKS | InitFlag.FLOCK_LOCKS),
         max_background=64,
         congestion_threshold=48,
         time_gran=1,
@@ -511,9 +501,7 @@ def run() -> None:
         on_sync_error=sync_errors.append,
     )
     register()
-    options = {"fsname=toy", "subtype=toy"} | (
-        {"default_permissions"} if not OPTIONS.get("access") else set()
-    )
+    options = {"fsname=toy", "subtype=toy"} | ({"default_permissions"} if not OPTIONS.get("access") else set())
     ops = pyfuse3.Operations()
     ops.enable_writeback_cache = bool(OPTIONS.get("writeback"))
     pyfuse3.init(ops, sys.argv[1], options)

@@ -42,19 +42,18 @@ def _prepare(base: Path, config: str = CONFIG) -> None:
 def checked(tmp_path: Path) -> Iterator[Mounted]:
     """A checked mount with a workspace `w` of each of the three, and one that all may read."""
     _prepare(tmp_path)
-    with mounted(tmp_path, ("--checked",)) as mount:
-        with inside(mount.point):
-            for user, folder in SCOPES.items():
-                in_child(lambda folder=folder: _fill(Path("default", folder, "w")), user=user)  # type: ignore[misc]
-            _fill(Path("default/shared/w"))
-            # What is refused below is refused for who asks, not by these.
-            for folder in ("shared", *SCOPES.values()):
-                for directory, _, files in os.walk(f"default/{folder}/w"):
-                    os.chmod(directory, 0o777)
-                    for name in files:
-                        if name != "link":
-                            os.chmod(f"{directory}/{name}", 0o666)
-            yield mount
+    with mounted(tmp_path, ("--checked",)) as mount, inside(mount.point):
+        for user, folder in SCOPES.items():
+            in_child(lambda folder=folder: _fill(Path("default", folder, "w")), user=user)  # type: ignore[misc]
+        _fill(Path("default/shared/w"))
+        # What is refused below is refused for who asks, not by these.
+        for folder in ("shared", *SCOPES.values()):
+            for directory, _, files in os.walk(f"default/{folder}/w"):
+                os.chmod(directory, 0o777)
+                for name in files:
+                    if name != "link":
+                        os.chmod(f"{directory}/{name}", 0o666)
+        yield mount
 
 
 def _fill(workspace: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from artfs.errors import UnavailableError
+from artfs.volume.journal import Journal, entries
 from tests.model.machine import BLOCK, Operation
 from tests.model.test_tree_model import DurableHistories, Histories
 
@@ -157,3 +158,20 @@ def test_a_destroyed_namespace_takes_no_changes(history: Histories) -> None:
         tree.create(root, b"late", 0o644, 0, 0)
     commit(history)
     assert tree.serial not in history.store.shard.engine.serials()
+
+
+def test_a_write_is_one_record(durable: DurableHistories) -> None:
+    """Its segments in two blocks, and what it makes of the inode: a process may die between two records."""
+    do(durable, ("create", 0, "a", 0o644))
+    log = durable.store.shard.log
+    assert isinstance(log, Journal)
+    before = log.state()
+    do(durable, ("write", 0, BLOCK - 1000, 3000, 1, 0))
+    copy = Journal(log.path, log.size)
+    copy.seek(before)
+    records = [body for _, body, _ in copy.replay()]
+    copy.close()
+    assert [[kind for kind, _, _ in entries(body)] for body in records] == [[b"W", b"W", b"R"]]
+    crash(durable)
+    do(durable, ("write", 0, BLOCK - 1000, 3000 + BLOCK, 2, 0), ("write", 0, 5, 2 * BLOCK, 3, 0))
+    crash(durable)
