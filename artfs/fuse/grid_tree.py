@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, NoReturn
 
-from artfs.errors import ArtfsError, FsError
+from artfs.errors import ArtfsError, FsError, InvalidError, NotFoundError
 from artfs.fuse.virtual import Numbers, VirtualTree, file, folder, later
 from artfs.grid import NAME_MAX, check_id, parse_scope_dir, scope_dir
 from artfs.store.store import Store
@@ -82,10 +82,12 @@ class GridTree(VirtualTree):
             raise FsError(errno.ENAMETOOLONG)
         try:
             return self._lookup(self.place(parent), os.fsdecode(name))
+        except (NotFoundError, InvalidError):
+            return None
         except FsError:
             raise
-        except ArtfsError:
-            return None
+        except ArtfsError as error:  # what cannot be read is there all the same
+            raise FsError(error.errno) from error
 
     def _lookup(self, place: Place, name: str) -> Node | None:
         if not place:

@@ -203,7 +203,8 @@ class LocalObjects:
         self._buried = keep
 
     def forget(self, serial: int) -> None:
-        """Close the namespace's objects; its chunks are no longer read or written here."""
+        """Close the namespace's objects; nothing more is written to them.  Who reads a chunk of them (it was lent to a
+        clone, or the namespace comes back) opens them again; in memory they stay open until `delete`."""
         with self._lock:
             self._open.pop((serial, False), None)
             self._open.pop((serial, True), None)
@@ -212,11 +213,20 @@ class LocalObjects:
                 self.unsynced.pop(folder, None)
                 self.sealing.pop(folder, None)
                 self._buried.append((folder, self.readers()[0]))  # an fsync may be at it
-            for number in [n for n in self._table if n >> 32 == serial]:
-                fd = self._table.pop(number)
-                self.unsynced.pop(fd, None)
-                self.sealing.pop(fd, None)
-                self._buried.append((fd, self.readers()[0]))
+            if self.root is not None:
+                self._bury(serial)
+
+    def delete(self, serial: int) -> None:
+        """In memory: the namespace's objects are gone; no row names a chunk of them.  Files are the caller's."""
+        with self._lock:
+            self._bury(serial)
+
+    def _bury(self, serial: int) -> None:
+        for number in [n for n in self._table if n >> 32 == serial]:
+            fd = self._table.pop(number)
+            self.unsynced.pop(fd, None)
+            self.sealing.pop(fd, None)
+            self._buried.append((fd, self.readers()[0]))
 
     def close(self) -> None:
         for fd in {*self._table.values(), *self._folders.values(), *(fd for fd, _ in self._buried)}:

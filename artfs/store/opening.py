@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -48,11 +49,20 @@ def _assemble(root: Path, settings: Settings) -> Store:
     try:
         (root / "objects").mkdir(mode=0o700, exist_ok=True)
         journal = (TimedJournal if settings.profile else Journal)(root / "journal", settings.journal_size)
+        _sync_names(root)
         shard = Shard(engine, journal, LocalObjects(root / "objects"), settings)
         return Store(root, shard, SqliteSessions(root / "meta.db"), settings)
     except BaseException:
         engine.close()
         raise
+
+
+def _sync_names(root: Path) -> None:
+    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 @asynccontextmanager

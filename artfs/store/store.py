@@ -427,6 +427,7 @@ class Store:
 
     async def _delete_objects(self, namespace: Namespace) -> None:
         if self.root is None:
+            self.shard.objects.delete(namespace.serial)
             return
         folder = self.root / "objects" / namespace.prefix
 

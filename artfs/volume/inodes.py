@@ -90,6 +90,9 @@ class Inodes(RowSet):
         self.used_bytes = self.head.used_bytes
         self.used_inodes = self.head.used_inodes
 
+    def damaged(self, error: ArtfsError) -> None:
+        self.owner.damaged(error)
+
     def cut(self) -> None:
         """Close the open batch, if it holds anything, with the counters as they are."""
         if self.open_batch:

@@ -8,6 +8,7 @@ the tree goes on.  Reads go through the open batch, the closed ones (newest firs
 from __future__ import annotations
 
 from artfs.blocks import Block
+from artfs.errors import ArtfsError, DamagedError
 from artfs.meta import Checkpoint, Engine, merged
 from artfs.types import Epoch, Serial
 from artfs.volume.rows import BLOCK_KEY, HEAD_KEY, Head, unpack_block
@@ -43,6 +44,23 @@ class RowSet:
         self.rows = self.open_batch.rows
         self.blocks = self.open_batch.blocks
 
+    def damaged(self, error: ArtfsError) -> None:
+        """The engine's rows cannot be read: whoever owns them hears of it before the caller does."""
+
+    def _stored(self, key: bytes) -> bytes | None:
+        try:
+            return self.engine.get(self.serial, key, self.at)
+        except DamagedError as error:
+            self.damaged(error)
+            raise
+
+    def _listed(self, prefix: bytes) -> list[tuple[bytes, bytes]]:
+        try:
+            return self.engine.scan(self.serial, prefix, self.at)
+        except DamagedError as error:
+            self.damaged(error)
+            raise
+
     def get(self, key: bytes) -> bytes | None:
         """REQUIRES: not the key of a block that is being written."""
         rows = self.rows
@@ -51,7 +69,7 @@ class RowSet:
         for batch in reversed(self.closed_batches):
             if key in batch.rows:
                 return batch.rows[key]
-        return self.engine.get(self.serial, key, self.at)
+        return self._stored(key)
 
     def get_block(self, key: bytes) -> Block:
         """The block's extents; the list belongs to whatever batch it comes from."""
@@ -62,12 +80,12 @@ class RowSet:
             if key in batch.rows:
                 value = batch.rows[key]
                 return unpack_block(value) if value else []
-        value = self.engine.get(self.serial, key, self.at)
+        value = self._stored(key)
         return unpack_block(value) if value else []
 
     def scan(self, prefix: bytes) -> list[tuple[bytes, bytes]]:
         """Rows by prefix, in order of keys.  REQUIRES: not a prefix of blocks (see `block_indexes`)."""
-        below = self.engine.scan(self.serial, prefix, self.at)
+        below = self._listed(prefix)
         above = [
             [(k, v) for k, v in batch.rows.items() if k.startswith(prefix)]
             for batch in (self.open_batch, *reversed(self.closed_batches))
@@ -77,7 +95,7 @@ class RowSet:
 
     def block_indexes(self, prefix: bytes) -> list[int]:
         """Indexes of the blocks of the inode whose keys begin with `prefix` (9 bytes)."""
-        found = {key for key, _ in self.engine.scan(self.serial, prefix, self.at)}
+        found = {key for key, _ in self._listed(prefix)}
         for batch in (*self.closed_batches, self.open_batch):
             for key, value in batch.rows.items():
                 if key.startswith(prefix):

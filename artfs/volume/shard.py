@@ -26,7 +26,7 @@ import anyio
 from anyio import to_thread
 
 from artfs.blocks import Block
-from artfs.errors import ArtfsError, DamagedError, FsError, NoSpaceError, UnavailableError
+from artfs.errors import ArtfsError, DamagedError, FsError, InvalidError, NoSpaceError, UnavailableError
 from artfs.meta import Batch, Engine
 from artfs.objects.local import LocalObjects
 from artfs.settings import Settings
@@ -215,7 +215,8 @@ class Shard:
             if type(error) is OSError:
                 error = _translated(error)
             self.trouble = error if isinstance(error, Exception) else None
-            if isinstance(error, DamagedError):
+            if isinstance(error, DamagedError | InvalidError):
+                # Invalid: the engine has what it said it has not, so that no attempt can succeed any more.
                 self.damaged(error)
             raise error
         self.trouble = None

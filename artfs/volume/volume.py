@@ -219,7 +219,6 @@ class Volume:
             else:
                 assert value is not None
                 node.unpack(value)
-                node.key = b"I" + U64.pack(ino)
                 restored.folders.append(node)
         void(restored.stale)
 

@@ -11,9 +11,9 @@ import apsw
 import pytest
 
 from artfs.errors import BusyError, FormatError, NotFoundError
-from artfs.volume.lock import Lock
 from artfs.volume.fsck import check
 from artfs.volume.fsck_view import Inode
+from artfs.volume.lock import Lock
 from artfs.volume.node import Dentry
 from artfs.volume.rows import BLOCK_KEY, HEAD_KEY, PIECE, Head, number
 from tests.contract.fsck_store import (

@@ -497,6 +497,28 @@ def test_a_namespace_that_comes_back_begins_another_object(objects: LocalObjects
     assert (objects.read(_fresh(first)), objects.read(_fresh(second))) == (b"x", b"y")
 
 
+@pytest.mark.parametrize("synced", [True, False])
+def test_in_memory_objects_last_until_they_are_deleted(synced: bool) -> None:
+    """A clone, or the trash, may name chunks of a namespace that is closed."""
+    objects = _open(None)
+    large = objects.append(A, b"lent")
+    (sealed,) = objects.append_all(A, [b"sealed"])
+    if synced:
+        objects.sync()
+    fds = [objects.descriptor(chunk.object) for chunk in (large, sealed)]
+    objects.forget(A)
+    objects.reap()
+    assert (objects.read(_fresh(large)), objects.read(_fresh(sealed))) == (b"lent", b"sealed")
+    later = objects.append(A, b"back from the trash")
+    assert later.object not in (large.object, sealed.object)
+    objects.delete(A)
+    objects.reap()
+    assert not any(_is_open(fd) for fd in fds)
+    with pytest.raises(DamagedError, match="not in memory"):
+        objects.read(_fresh(large))
+    objects.close()
+
+
 def test_close_lets_go_of_everything(tmp_path: Path) -> None:
     before = set(os.listdir("/proc/self/fd"))
     objects = _open(tmp_path)

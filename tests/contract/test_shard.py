@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -83,6 +83,7 @@ class Objects(LocalObjects):
 
 class Log(Journal):
     __slots__ = ("steps",)
+    steps: list[str]
 
     def free(self, position: int) -> None:
         super().free(position)
@@ -133,7 +134,6 @@ class World:
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    """Left as it is at the end: descriptors are closed by the fixture below."""
     return _made(tmp_path)
 
 
@@ -148,7 +148,7 @@ def _made(root: Path, **changes: object) -> World:
 
 
 @pytest.fixture(autouse=True)
-def _closed() -> object:
+def _closed() -> Iterator[None]:
     yield
     while _worlds:
         world = _worlds.pop()
@@ -172,10 +172,11 @@ def _names(tree: Tree) -> list[bytes]:
 
 
 def _refused(number: int, tree: Tree) -> None:
-    for change in (
+    changes: list[Callable[[], object]] = [
         lambda: tree.create(tree.root(), b"refused", 0o644, 0, 0),
         lambda: tree.unlink(tree.root(), b"kept"),
-    ):
+    ]
+    for change in changes:
         with pytest.raises(FsError) as caught:
             change()
         assert caught.value.errno == number

@@ -340,6 +340,18 @@ async def test_a_branch_of_a_branch_outlives_both(tmp_path: Path) -> None:
         assert await _content(store, four, b"large") == LARGE
 
 
+async def test_in_memory_too(store: Store) -> None:
+    one = await store.create_namespace("box", SANDBOX, None, "one")
+    _write(store.volume(one).tree, b"f", LARGE)
+    two = await store.clone(store.volume(one), "two")
+    await store.destroy_namespace(one)
+    await store.checkpoint(store.volume(two), "c")
+    await store.destroy_namespace(two)
+    store.shard.objects.reap()
+    back = await store.undelete_namespace(two.id)
+    assert await _content(store, back, b"f") == LARGE
+
+
 async def test_a_branch_of_a_checkpoint_is_what_it_saw(store: Store) -> None:
     made = await store.create_namespace("box", USER, "ann", "ws", metadata={"a": 1})
     volume = store.volume(made)

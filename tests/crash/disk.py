@@ -46,11 +46,31 @@ def parent(path: str) -> str:
     return path.rpartition("/")[0]
 
 
-class Disk:
-    def __init__(self, log: list[Entry]) -> None:
-        self.log = log
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a file of the disk holds before the log begins; `data` is None for a directory."""
 
-    def crash(self, count: int, chance: random.Random, target: Path, root_inode: int, lost: float) -> None:
+    inode: int
+    data: bytes | None
+
+
+def contents(root: Path) -> dict[str, Content]:
+    """By path below the root, which is called by the empty string."""
+    found = {"": Content(root.stat().st_ino, None)}
+    for path in sorted(root.rglob("*")):
+        data = None if path.is_dir() else path.read_bytes()
+        found[str(path.relative_to(root))] = Content(path.stat().st_ino, data)
+    return found
+
+
+class Disk:
+    """`before`: what is safely there before the log begins."""
+
+    def __init__(self, log: list[Entry], before: dict[str, Content]) -> None:
+        self.log = log
+        self.before = before
+
+    def crash(self, count: int, chance: random.Random, target: Path, lost: float) -> None:
         """Make at `target` what is left when power fails behind `count` entries; `lost`: the share of what was not
         synced that is gone."""
         log = self.log[:count]
@@ -58,9 +78,9 @@ class Disk:
         for entry in log:
             if entry.kind == "S":
                 synced[entry.inode] = max(synced.get(entry.inode, 0), entry.offset)
-        folders = {"": root_inode}
-        files: dict[int, bytearray] = {}
-        names: dict[str, int] = {}
+        folders = {path: found.inode for path, found in self.before.items() if found.data is None}
+        files = {found.inode: bytearray(found.data) for found in self.before.values() if found.data is not None}
+        names = {path: found.inode for path, found in self.before.items() if path}
         target.mkdir()
         for entry in log:
             if entry.kind in "NUD":

@@ -1,9 +1,9 @@
 """A process that does random things to a store, and notes in a file of the store's directory what it must hold.
 
-    python -m tests.crash.workload ROOT SEED COUNT
+    python -m tests.crash.workload ROOT SEED COUNT NAMESPACE
 
-`marks` gets a line `<digest> <durable>` for each operation when it has returned; `durable` is 1 where everything up to
-it is promised to survive power loss.  The digest is that of the reference (see `digest`).
+`marks-<NAMESPACE>` gets a line `<digest> <durable>` for each operation when it has returned; `durable` is 1 where
+everything up to it is promised to survive power loss.  The digest is that of the reference (see `digest`).
 """
 
 from __future__ import annotations
@@ -78,12 +78,13 @@ def operation(chance: random.Random) -> tuple[object, ...]:
     return chance.choice(kinds)
 
 
-async def work(root: Path, seed: int, count: int) -> None:
-    create_store(root, block_size=BLOCK)
-    marks = os.open(root / "marks", os.O_RDWR | os.O_CREAT)
+async def work(root: Path, seed: int, count: int, name: str) -> None:
+    if not (root / "store.json").exists():
+        create_store(root, block_size=BLOCK)
+    marks = os.open(root / f"marks-{name}", os.O_RDWR | os.O_CREAT)
     chance = random.Random(seed)
     async with open_store(root, "test") as store:
-        namespace = await store.create_namespace("box", Scope.SANDBOX, None, "n", mode=0o755)
+        namespace = await store.create_namespace("box", Scope.SANDBOX, None, name, mode=0o755)
         space = Space(store.volume(namespace), Reference(0o755, os.getuid(), os.getgid()))
 
         def mark(durable: bool, number: int) -> None:
@@ -125,4 +126,4 @@ async def step(store: Store, space: Space, chance: random.Random) -> bool:
 
 
 if __name__ == "__main__":
-    trio.run(work, Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    trio.run(work, Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

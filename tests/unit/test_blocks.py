@@ -1,5 +1,7 @@
 """Extents of a block against the simplest thing that is right: a list with one cell for each byte."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -87,9 +89,9 @@ def test_runs_touch_and_are_of_one_kind(changes: list[Change]) -> None:
     groups = [list(group) for group in runs(block)]
     assert [extent for group in groups for extent in group] == block
     for group in groups:
-        assert all(a[1] == b[0] for a, b in zip(group, group[1:], strict=False))
+        assert all(a[1] == b[0] for a, b in pairwise(group))
         assert len({extent[2] is None for extent in group}) == 1
-    for left, right in zip(groups, groups[1:], strict=False):  # none could have been longer
+    for left, right in pairwise(groups):  # none could have been longer
         assert left[-1][1] < right[0][0] or (left[-1][2] is None) != (right[0][2] is None)
 
 
