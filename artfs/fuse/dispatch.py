@@ -82,7 +82,7 @@ MUTATORS = frozenset(
         "copy_file_range",
     )
 )
-WITH_CALLER = frozenset(("open", "fallocate", "copy_file_range"))
+WITH_CALLER = frozenset(("open", "fallocate", "copy_file_range", "ioctl", "setxattr"))
 """What the kernel leaves to us to decide by who asks: root's changes keep set-id bits."""
 OPEN_CHANGES = os.O_ACCMODE | os.O_TRUNC
 SPECIAL = 0o010000, 0o020000, 0o060000, 0o140000

@@ -19,6 +19,7 @@ from artfs.fuse import wire
 from artfs.fuse.requests import Requests
 from artfs.volume import attributes as A
 from artfs.volume.node import Node
+from artfs.volume.waiting import run
 
 log = logging.getLogger(__name__)
 Ask = Callable[..., Any]
@@ -53,7 +54,7 @@ class Handlers(pyfuse3.Operations):
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for ino, count in inode_list:
-            self.requests.forget(ino, count)
+            await run(self.requests.forget, ino, count)
 
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
         return _entry(

@@ -24,6 +24,7 @@ from artfs.volume.dead import DEAD
 from artfs.volume.inodes import ROOT
 from artfs.volume.node import Node
 from artfs.volume.tree import Tree
+from artfs.volume.waiting import MustWait, run
 
 Caller = tuple[int, int, int]
 """(uid, gid, pid) of a request."""
@@ -99,8 +100,20 @@ class Requests:
                 node.looks = 0
                 del self.held[ino]
                 self.grown.discard(ino)
-                node.tree.rest(node)
+                self._rest(node)
         return 0
+
+    def _rest(self, node: Node) -> None:
+        try:
+            node.tree.rest(node)
+        except MustWait as must:
+            wait = must.wait
+
+            async def again() -> None:
+                await wait()
+                await run(node.tree.rest, node)
+
+            later(again)
 
     # names
     def lookup(self, ino: int, name: bytes) -> bytes:
@@ -282,9 +295,10 @@ class Requests:
             raise FsError(errno.EXDEV)
         return source.tree.copy_range(source, start, target, offset, length, kill=caller[0] != 0)
 
-    def ioctl(self, ino: int, command: int, flags: int, data: bytes, out_size: int) -> bytes | int:
+    def ioctl(self, caller: Caller, ino: int, command: int, flags: int, data: bytes, out_size: int) -> bytes | int:
         if command in IOCTLS:
             node = self.node(ino)
+            self._may_control(caller, node)
             later(lambda: self.control.ioctl(node, command, data))
         if command == FS_IOC_GETFLAGS:
             return bytes(out_size)
@@ -308,11 +322,20 @@ class Requests:
         node = self.node(ino)
         return b"".join(name + b"\0" for name in node.tree.listxattr(node))
 
-    def setxattr(self, ino: int, name: bytes, value: bytes, flags: int) -> int:
+    def _may_control(self, caller: Caller, node: Node) -> None:
+        """Where nobody else decides (a checked mount's guard does), a namespace's versions are its owner's and root's:
+        the kernel knows of the permissions of the inode at hand alone."""
+        if not self.cached or not caller[0] or not isinstance(node.tree, Tree):
+            return
+        if caller[0] != node.tree.root().uid:
+            raise FsError(errno.EACCES)
+
+    def setxattr(self, caller: Caller, ino: int, name: bytes, value: bytes, flags: int) -> int:
         node = self.node(ino)
         if name.startswith(XATTR_PREFIX):
             work = self.control.setxattr(node, name, value)
             if work is not None:
+                self._may_control(caller, node)
                 later(work, node)
         node.tree.setxattr(node, name, value, flags)
         return 0
@@ -334,7 +357,8 @@ class Requests:
     def _list(self, ino: int, offset: int, size: int, plus: bool) -> bytes:
         folder = self.held[ino]
         tree = folder.tree
-        order = tree.listing(folder)
+        order = tree.ordered(folder)
+        kids = folder.kids if isinstance(tree, Tree) else None
         parts: list[bytes] = []
         for cookie, name, num in ((1, b".", folder.num), (2, b"..", self._parent(folder))):
             if offset < cookie:
@@ -352,7 +376,10 @@ class Requests:
                     high = middle
         fixed = wire.DIRENT.size + (wire.ENTRY.size if plus else 0)
         for i in range(low, len(order)):
-            name, (child, cookie, type) = order[i]
+            name, entry = order[i]
+            if kids is not None and kids.get(name) is not entry:
+                continue
+            child, cookie, type = entry
             length = len(name)
             size -= fixed + length + (-length & 7)
             if size < 0:

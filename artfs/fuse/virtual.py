@@ -54,6 +54,9 @@ class VirtualTree:
     def listing(self, folder: Node) -> list[tuple[bytes, Dentry]]:
         raise FsError(errno.ENOTDIR)
 
+    def ordered(self, folder: Node) -> list[tuple[bytes, Dentry]]:
+        return self.listing(folder)
+
     def node(self, ino: int) -> Node:
         raise FsError(errno.ESTALE)
 

@@ -232,9 +232,7 @@ class MemoryEngine:
 
     def serials(self) -> set[Serial]:
         with self._lock:
-            return {
-                n for n, space in self._spaces.items() if space.head or space.retired or space.checkpoints
-            }
+            return {n for n, space in self._spaces.items() if space.head or space.retired or space.checkpoints}
 
     # records
     def record(self, kind: str, id: str) -> str | None:
@@ -259,9 +257,7 @@ class MemoryEngine:
                         if born < died or born >= end:
                             wrong.append(f"ranges overlap: namespace {serial}, key {key.hex()}, born {born}")
                         if end != NEVER and not _sees(epochs, born, end):
-                            wrong.append(
-                                f"seen by no checkpoint: namespace {serial}, key {key.hex()}, born {born}"
-                            )
+                            wrong.append(f"seen by no checkpoint: namespace {serial}, key {key.hex()}, born {born}")
                         died = end
             return wrong
 

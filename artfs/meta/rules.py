@@ -25,9 +25,7 @@ def prefix_range(prefix: bytes, after: bytes) -> tuple[bytes, bytes | None]:
 def require_newer(serial: Serial, epoch: Epoch, newest: Epoch) -> None:
     """A row that a checkpoint sees must never change, so nothing is born at or before the newest one."""
     if epoch < FIRST or epoch <= newest:
-        raise InvalidError(
-            f"epoch {epoch} of namespace {serial} is not newer than its newest checkpoint ({newest})"
-        )
+        raise InvalidError(f"epoch {epoch} of namespace {serial} is not newer than its newest checkpoint ({newest})")
 
 
 def require_valid(batches: Sequence[Batch], newest: Callable[[Serial], Epoch]) -> dict[int, Epoch]:

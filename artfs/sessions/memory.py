@@ -53,9 +53,7 @@ class MemorySessions:
 
     def extend(self, sandbox: str, id: str, seconds: float) -> Session:
         with self._lock:
-            return self._change(
-                sandbox, id, expires_ns=rules.later(self.get(sandbox, id).expires_ns, seconds)
-            )
+            return self._change(sandbox, id, expires_ns=rules.later(self.get(sandbox, id).expires_ns, seconds))
 
     def update(self, sandbox: str, id: str, metadata: Mapping[str, Any]) -> Session:
         with self._lock:

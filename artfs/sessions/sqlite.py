@@ -147,13 +147,9 @@ class SqliteSessions:
     def _session(self, row: tuple[Any, ...]) -> Session:
         id, sandbox, user, created, expires, accessed, metadata, status = row
         try:
-            return Session(
-                id, sandbox, user, created, expires, accessed, json.loads(metadata), Status(status)
-            )
+            return Session(id, sandbox, user, created, expires, accessed, json.loads(metadata), Status(status))
         except ValueError as error:
-            raise DamagedError(
-                f"{self._path}: session {id!r} is damaged ({error}): run `artfs fsck`"
-            ) from error
+            raise DamagedError(f"{self._path}: session {id!r} is damaged ({error}): run `artfs fsck`") from error
 
     def _live(self, sandbox: str, id: str, now: int) -> Session:
         return rules.require_live(self._find(self._writer, sandbox, id), sandbox, id, now)

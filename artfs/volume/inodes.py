@@ -17,7 +17,7 @@ from time import clock_gettime_ns
 from typing import TYPE_CHECKING, Protocol
 
 from artfs.blocks import Block
-from artfs.errors import ArtfsError, FsError
+from artfs.errors import ArtfsError, DamagedError, FsError
 from artfs.meta import Engine
 from artfs.objects.local import LocalObjects
 from artfs.types import Epoch, Serial
@@ -116,7 +116,11 @@ class Inodes(RowSet):
             if value is None:
                 raise FsError(errno.ESTALE)
             node = Node(self, ino, 0, 0, 0, 0, 0, 0)  # type: ignore[arg-type]
-            node.unpack(value)
+            try:
+                node.unpack(value)
+            except DamagedError as error:
+                self.damaged(error)
+                raise
             node.key = key
             self.nodes[ino] = node
             self.idle[ino] = None
@@ -138,11 +142,13 @@ class Inodes(RowSet):
 
     def drop(self, node: Node) -> None:
         """Delete an inode that has no name and that nobody has open."""
-        del self.nodes[node.ino]
-        self.idle.pop(node.ino, None)
         if self.read_only:
+            del self.nodes[node.ino]
+            self.idle.pop(node.ino, None)
             return
         keys = self.orphan_keys(node)
+        del self.nodes[node.ino]
+        self.idle.pop(node.ino, None)
         unseen = self.orphans.pop(node.ino, None) is self.open_batch
         for key in keys:
             self.blocks.pop(key, None)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from stat import S_IFDIR, S_IFREG
+from struct import error as StructError
 from typing import TYPE_CHECKING, NamedTuple
 
 from artfs.blocks import Block
-from artfs.volume.rows import INODE, NS, number
+from artfs.errors import DamagedError
+from artfs.volume.rows import DENTRY, INODE, NS, number
 
 if TYPE_CHECKING:
     from artfs.volume.tree import Tree
@@ -20,6 +22,14 @@ class Dentry(NamedTuple):
     ino: int
     cookie: int
     type: int
+
+    @classmethod
+    def unpack(cls, value: bytes) -> Dentry:
+        """Errors: DamagedError."""
+        try:
+            return cls(*DENTRY.unpack(value))
+        except StructError as error:
+            raise DamagedError(f"the row of a name cannot be read ({error}); run: artfs fsck") from error
 
 
 class Node:
@@ -97,25 +107,17 @@ class Node:
         # fmt: on
 
     def unpack(self, value: bytes) -> None:
-        """Take the attributes of a row."""
+        """Take the attributes of a row.  Errors: DamagedError."""
+        try:
+            fields = INODE.unpack_from(value)
+        except StructError as error:
+            raise DamagedError(f"the row of inode {self.ino} cannot be read ({error}); run: artfs fsck") from error
+        # fmt: off
         (
-            self.mode,
-            self.nlink,
-            self.uid,
-            self.gid,
-            self.rdev,
-            kid,
-            self.parent,
-            self.size,
-            self.allocated,
-            a,
-            an,
-            m,
-            mn,
-            c,
-            cn,
-            self.xattrs,
-        ) = INODE.unpack_from(value)
+            self.mode, self.nlink, self.uid, self.gid, self.rdev, kid, self.parent,
+            self.size, self.allocated, a, an, m, mn, c, cn, self.xattrs,
+        ) = fields
+        # fmt: on
         self.num = self.tree.number << 32 | kid
         self.atime = a * NS + an
         self.mtime = m * NS + mn

@@ -7,11 +7,14 @@ the tree goes on.  Reads go through the open batch, the closed ones (newest firs
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from artfs.blocks import Block
 from artfs.errors import ArtfsError, DamagedError
 from artfs.meta import Checkpoint, Engine, merged
 from artfs.types import Epoch, Serial
 from artfs.volume.rows import BLOCK_KEY, HEAD_KEY, Head, unpack_block
+from artfs.volume.waiting import MustWait
 
 
 class Pending:
@@ -30,7 +33,8 @@ class Pending:
 
 
 class RowSet:
-    """`at` is the epoch of a checkpoint whose rows are seen instead of the head's; nothing is pending then."""
+    """`at` is the epoch of a checkpoint whose rows are seen instead of the head's; nothing is pending then.  While a
+    restore changes the engine's rows, `moving` is what a reader of them waits for: nodes in memory are of before."""
 
     def __init__(self, engine: Engine, serial: Serial, at: Epoch | None = None) -> None:
         self.engine = engine
@@ -43,11 +47,14 @@ class RowSet:
         self.open_batch = Pending(self.epoch)
         self.rows = self.open_batch.rows
         self.blocks = self.open_batch.blocks
+        self.moving: Callable[[], Awaitable[None]] | None = None
 
     def damaged(self, error: ArtfsError) -> None:
         """The engine's rows cannot be read: whoever owns them hears of it before the caller does."""
 
     def _stored(self, key: bytes) -> bytes | None:
+        if self.moving is not None:
+            raise MustWait(self.moving)
         try:
             return self.engine.get(self.serial, key, self.at)
         except DamagedError as error:
@@ -55,6 +62,8 @@ class RowSet:
             raise
 
     def _listed(self, prefix: bytes) -> list[tuple[bytes, bytes]]:
+        if self.moving is not None:
+            raise MustWait(self.moving)
         try:
             return self.engine.scan(self.serial, prefix, self.at)
         except DamagedError as error:

@@ -9,7 +9,8 @@ crash at any point leaves a state that replay of the journal completes.
 
 Failures: a commit that fails keeps its batches and is tried again, ever more slowly; meanwhile changes go on until the
 journal is full, then writers wait up to `wait_limit` and get ENOSPC (disk) or EIO.  A journal that cannot be written,
-and bytes that fail their check, end changes for good (`failure`): EROFS until the store is opened again.
+and bytes that fail their check, end changes for good (`failure`): EROFS until the store is opened again, which replays
+the journal.  Nothing is committed meanwhile, because an operation may have stopped half-way in memory.
 """
 
 from __future__ import annotations
@@ -149,7 +150,8 @@ class Shard:
                 if not self._full():
                     await self._kick.wait()
             self.objects.reap()
-            if not self.changed and not self.catalogue.records and not self._unfinished():
+            idle = not self.changed and not self.catalogue.records and not self._unfinished()
+            if idle or self.failure is not None:
                 continue
             try:
                 await self.commit()
@@ -183,6 +185,8 @@ class Shard:
     async def commit(self) -> None:
         """Everything that was logged before this call is in the engine when it returns; calls share one commit.
         Errors: NoSpaceError, UnavailableError, DamagedError, OSError; nothing is lost then."""
+        if self.failure is not None:  # what was acknowledged is in the journal, and complete only there
+            raise self.failure
         want = self._started + 1
         async with self._lock:
             if self._started >= want:

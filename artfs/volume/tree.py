@@ -10,7 +10,7 @@ import errno
 from stat import S_IFDIR, S_IFLNK, S_IFREG, S_ISGID
 
 from artfs.blocks import Block
-from artfs.errors import FsError
+from artfs.errors import DamagedError, FsError
 from artfs.meta import Checkpoint
 from artfs.types import Epoch, Serial
 from artfs.volume.attributes import Attributes
@@ -24,6 +24,8 @@ NAME_MAX = 255
 PATH_MAX = 4096
 LINK_MAX = 1 << 31
 NOREPLACE, EXCHANGE = 1, 2
+SPARE = 64
+"""A listing's list is made anew when it holds this many names more than twice those that are left."""
 RESERVED = frozenset((b".checkpoints",))
 """Names in a namespace's root that belong to the control surface."""
 BLOB_DATA = b"_data"
@@ -98,8 +100,15 @@ class Tree(Attributes):
             if not folder.complete:
                 value = self.get(b"D" + folder.key[1:] + name)
                 if value is not None:
-                    entry = kids[name] = Dentry(*DENTRY.unpack(value))
+                    entry = kids[name] = self.dentry(value)
         return entry
+
+    def dentry(self, value: bytes) -> Dentry:
+        try:
+            return Dentry.unpack(value)
+        except DamagedError as error:
+            self.damaged(error)
+            raise
 
     def lookup(self, folder: Node, name: bytes) -> Node | None:
         """The node of a name, or None.  Errors: FsError ENOTDIR, ENAMETOOLONG."""
@@ -109,22 +118,32 @@ class Tree(Attributes):
         node = self.nodes.get(entry.ino)
         return node if node is not None else self.node(entry.ino)
 
+    def ordered(self, folder: Node) -> list[tuple[bytes, Dentry]]:
+        """Names in order of cookies, those among them that are gone by now (`folder.kids[name] is entry` tells): a
+        listing goes on in the same list while names are removed and added.  Errors: FsError ENOTDIR."""
+        kids = self._complete(folder)
+        order = folder.order
+        if order is None or len(order) > 2 * len(kids) + SPARE:
+            order = folder.order = list(kids.items())
+        return order
+
     def listing(self, folder: Node) -> list[tuple[bytes, Dentry]]:
-        """Every name, in order of cookies; the list is not changed later."""
+        """Every name, in order of cookies; the list is the caller's.  Errors: FsError ENOTDIR."""
+        return list(self._complete(folder).items())
+
+    def _complete(self, folder: Node) -> dict[bytes, Dentry]:
         if folder.kids is None:
             raise FsError(errno.ENOTDIR)
-        if folder.order is None:
-            if not folder.complete:
-                prefix = b"D" + folder.key[1:]
-                rows = [(key[9:], Dentry(*DENTRY.unpack(value))) for key, value in self.scan(prefix)]
-                rows.sort(key=_cookie)
-                folder.kids = dict(rows)
-                folder.complete = True
-            folder.order = list(folder.kids.items())
-        return folder.order
+        if not folder.complete:
+            rows = [(key[9:], self.dentry(value)) for key, value in self.scan(b"D" + folder.key[1:])]
+            rows.sort(key=_cookie)
+            folder.kids = dict(rows)
+            folder.complete = True
+            folder.order = None
+        return folder.kids
 
     def is_empty(self, folder: Node) -> bool:
-        return not (folder.kids if folder.complete else self.listing(folder))
+        return not self._complete(folder)
 
     # making
     def _enter(self, folder: Node, name: bytes, node: Node) -> bytes:
@@ -132,13 +151,13 @@ class Tree(Attributes):
         entry = Dentry(node.ino, self.cookies, node.mode >> 12)
         assert folder.kids is not None
         folder.kids[name] = entry
-        folder.order = None
+        if folder.order is not None:
+            folder.order.append((name, entry))
         return self.row(b"D" + folder.key[1:] + name, DENTRY.pack(*entry))
 
     def _leave(self, folder: Node, name: bytes) -> bytes:
         assert folder.kids is not None
         folder.kids.pop(name, None)
-        folder.order = None
         return self.row(b"D" + folder.key[1:] + name, None)
 
     def _vacant(self, folder: Node, name: bytes) -> None:

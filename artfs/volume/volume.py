@@ -178,11 +178,15 @@ class Volume:
                     rows.update(dict.fromkeys(tree.orphan_keys(tree.nodes[ino])))
             head = Head(tree.epoch, numbers, tree.cookies, tree.counters().objects, *wanted.usage)
             rows[HEAD_KEY] = head.pack()
-            await self._engine(self.shard.engine.restore, tree.serial, wanted.epoch, Epoch(tree.epoch), rows)
-            tree.numbers = numbers
-            tree.used_bytes, tree.used_inodes = wanted.usage
-            restored = Restored(safety)
-            self._forget(restored, touched, replaced, [key for key in after if key[:1] == b"D"])
+            tree.moving = tree.gate
+            try:
+                await self._engine(self.shard.engine.restore, tree.serial, wanted.epoch, Epoch(tree.epoch), rows)
+                tree.numbers = numbers
+                tree.used_bytes, tree.used_inodes = wanted.usage
+                restored = Restored(safety)
+                self._forget(restored, touched, replaced, [key for key in after if key[:1] == b"D"])
+            finally:
+                tree.moving = None
         old = [c for c in tree.checkpoints if c.name.startswith(SAFETY)][:-SAFETY_KEPT]
         for checkpoint in old:
             if checkpoint != wanted:

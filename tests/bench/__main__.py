@@ -40,21 +40,13 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         prog="python -m tests.bench",
         description="artfs beside a native directory, a null file system and bindfs",
     )
-    p.add_argument(
-        "--rounds", type=int, default=3, metavar="N", help="rounds; medians are taken over them (3)"
-    )
-    p.add_argument(
-        "--scale", type=float, default=1.0, metavar="X", help="size of all work; 1 = what floors mean"
-    )
+    p.add_argument("--rounds", type=int, default=3, metavar="N", help="rounds; medians are taken over them (3)")
+    p.add_argument("--scale", type=float, default=1.0, metavar="X", help="size of all work; 1 = what floors mean")
     p.add_argument("--only", default="", metavar="ROW,…", help="these rows (shell patterns); see --list")
     p.add_argument("--peers", default=",".join(PEERS), metavar="PEER,…", help="also NAME=DIR; %(default)s")
     p.add_argument("--json", type=Path, metavar="FILE", help="write every sample, ratio and verdict there")
-    p.add_argument(
-        "--artfs", default=shlex.join([sys.executable, "-m", "artfs"]), metavar="CMD", help="%(default)s"
-    )
-    p.add_argument(
-        "--scratch", type=Path, metavar="DIR", help="where to work: a disk, not a tmpfs (TMPDIR or /tmp)"
-    )
+    p.add_argument("--artfs", default=shlex.join([sys.executable, "-m", "artfs"]), metavar="CMD", help="%(default)s")
+    p.add_argument("--scratch", type=Path, metavar="DIR", help="where to work: a disk, not a tmpfs (TMPDIR or /tmp)")
     p.add_argument("--strict", action="store_true", help="a missed floor or bar makes the exit code 1")
     p.add_argument("--list", action="store_true", help="print the names of the rows and end")
     found = p.parse_args(argv)
@@ -67,9 +59,7 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def compete(
-    results: Results, wanted: set[str], peers: Sequence[Peer], sizes: Sizes, stock: Stock, rounds: int
-) -> None:
+def compete(results: Results, wanted: set[str], peers: Sequence[Peer], sizes: Sizes, stock: Stock, rounds: int) -> None:
     """Runs every workload that has a wanted row, interleaved; a peer that fails one is left out of it."""
     by_name = {peer.name: peer for peer in peers}
     out: set[tuple[str, str]] = set()
@@ -174,9 +164,7 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGHUP, _terminated)
     scratch = Path(tempfile.mkdtemp(prefix="artfs-bench-", dir=options.scratch)).resolve()
     if _file_system(scratch) == "tmpfs":
-        say(
-            f"{scratch} is a tmpfs: fsync costs nothing there, and the native figures mean little (--scratch)"
-        )
+        say(f"{scratch} is a tmpfs: fsync costs nothing there, and the native figures mean little (--scratch)")
     try:
         return run(options, scratch)
     except ValueError as error:

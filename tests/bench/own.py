@@ -186,9 +186,7 @@ def stats(mount: Path) -> dict[str, Any]:
     return found
 
 
-def shares(
-    before: Mapping[str, Any], after: Mapping[str, Any], seconds: float, operations: int
-) -> dict[str, float]:
+def shares(before: Mapping[str, Any], after: Mapping[str, Any], seconds: float, operations: int) -> dict[str, float]:
     """µs of each request in kernel and loop, in our function without the journal, and in the journal.
 
     `seconds` is wall time during which one client made `operations` operations.  Figures whose counters are

@@ -171,10 +171,7 @@ def verdicts(samples: Samples, row: Row, subject: str = SUBJECT) -> list[Verdict
 def missed(results: Results, rows: Sequence[Row], bars: Sequence[Bar]) -> list[str]:
     """One line for each floor or bar that was measured and not reached."""
     out = [
-        f"{row.name}: {verdict}"
-        for row in rows
-        for verdict in verdicts(results.samples, row)
-        if verdict.met is False
+        f"{row.name}: {verdict}" for row in rows for verdict in verdicts(results.samples, row) if verdict.met is False
     ]
     for bar in bars:
         values = results.own.get(bar.name)

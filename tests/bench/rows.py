@@ -57,9 +57,7 @@ def rows(s: Sizes) -> list[Row]:
     names = (Floor("null", 1.2),)
     warm = s.files * s.warm_passes
     return [
-        Row(
-            "create", "create + write + close 1 KiB", op, s.files, (Floor("null", 1.5), Floor("bindfs", 1.0))
-        ),
+        Row("create", "create + write + close 1 KiB", op, s.files, (Floor("null", 1.5), Floor("bindfs", 1.0))),
         Row("rename", "rename", op, s.files, names),
         Row("unlink", "unlink", op, s.files, names),
         Row("mkdir", "mkdir", op, s.files, names),

@@ -37,9 +37,7 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
     made.close()
 
 
-def put(
-    engine: Engine, epoch: int, rows: dict[bytes, bytes | None], serial: Serial = NS, pin: bool = False
-) -> None:
+def put(engine: Engine, epoch: int, rows: dict[bytes, bytes | None], serial: Serial = NS, pin: bool = False) -> None:
     made = pinned(epoch) if pin else None
     engine.commit([Batch(serial, Epoch(epoch), rows, made)])
 
@@ -126,9 +124,7 @@ def test_a_row_private_to_the_head_is_not_retired(engine: Engine) -> None:
 def test_one_commit_of_several_batches_and_records(engine: Engine) -> None:
     first = Batch(NS, Epoch(1), {b"A": b"1"}, pinned(1))
     second = Batch(NS, Epoch(2), {b"A": b"2"})
-    engine.commit(
-        [first, second, Batch(OTHER, Epoch(4), {b"A": b"x"})], {("ns", "1"): "doc", ("ns", "2"): "d"}
-    )
+    engine.commit([first, second, Batch(OTHER, Epoch(4), {b"A": b"x"})], {("ns", "1"): "doc", ("ns", "2"): "d"})
     assert (rows(engine, 1), rows(engine)) == ({b"A": b"1"}, {b"A": b"2"})
     assert rows(engine, serial=OTHER) == {b"A": b"x"}
     engine.commit([], {("ns", "2"): None, ("lease", "2"): "é"})
@@ -137,14 +133,10 @@ def test_one_commit_of_several_batches_and_records(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 2])
-def test_an_epoch_that_a_checkpoint_sees_is_refused_before_anything_changes(
-    engine: Engine, epoch: int
-) -> None:
+def test_an_epoch_that_a_checkpoint_sees_is_refused_before_anything_changes(engine: Engine, epoch: int) -> None:
     put(engine, 2, {b"A": b"1"}, pin=True)
     with pytest.raises(InvalidError):
-        engine.commit(
-            [Batch(OTHER, Epoch(1), {b"A": b"1"}), Batch(NS, Epoch(epoch), {b"A": b"2"})], {("k", "i"): "d"}
-        )
+        engine.commit([Batch(OTHER, Epoch(1), {b"A": b"1"}), Batch(NS, Epoch(epoch), {b"A": b"2"})], {("k", "i"): "d"})
     with pytest.raises(InvalidError):
         engine.restore(NS, Epoch(2), Epoch(epoch), {})
     assert (rows(engine), rows(engine, serial=OTHER)) == ({b"A": b"1"}, {})
@@ -442,9 +434,7 @@ def test_check_names_what_breaks_an_invariant(tmp_path: Path) -> None:
     assert engine.check() == []
     with apsw.Connection(str(path)) as raw:
         raw.execute("INSERT INTO retired VALUES (1, x'41', 1, 3, x'')")
-        raw.execute(
-            "INSERT INTO retired VALUES (1, x'42', 5, 6, x''), (1, x'42', 4, 6, x''), (1, x'43', 2, 2, x'')"
-        )
+        raw.execute("INSERT INTO retired VALUES (1, x'42', 5, 6, x''), (1, x'42', 4, 6, x''), (1, x'43', 2, 2, x'')")
         raw.execute("UPDATE head SET born = 7 WHERE key = x'78'")
         raw.execute("UPDATE checkpoint SET labels = '[]'")
     raw.close()
@@ -458,9 +448,7 @@ def test_check_names_what_breaks_an_invariant(tmp_path: Path) -> None:
     engine.close()
 
 
-def test_another_writer_that_does_not_end_is_unavailable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_writer_that_does_not_end_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("artfs.meta.sqlite.database.BUSY_MS", 50)
     engine = SqliteEngine(tmp_path / "meta.db")
     raw = apsw.Connection(str(tmp_path / "meta.db"))

@@ -473,7 +473,7 @@ def test_the_directory_is_hidden_and_nobody_can_make_move_or_remove_it(workspace
         (os.rename, (control_folder / "v1", control_folder / "v2")),
         (os.unlink, (control_folder / "v1",)),
     ):
-        assert result(call, *args) in ("EPERM", "EISDIR"), (call, args)  # type: ignore[arg-type]
+        assert result(call, *args) in ("EPERM", "EISDIR"), (call, args)
     assert os.listdir(control_folder) == ["v1"]
     assert (workspace / "a").read_text() == "one"
     # Elsewhere the name is anybody's.

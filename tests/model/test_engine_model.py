@@ -108,9 +108,7 @@ class Histories(RuleBasedStateMachine):
         model.epoch += 1
 
     def pinned(self) -> list[tuple[Serial, int]]:
-        return [
-            (serial, epoch) for serial, model in sorted(self.models.items()) for epoch in sorted(model.saved)
-        ]
+        return [(serial, epoch) for serial, model in sorted(self.models.items()) for epoch in sorted(model.saved)]
 
     @precondition(lambda self: self.pinned())
     @rule(data=st.data(), then=ROWS)

@@ -152,9 +152,7 @@ def test_readers_never_miss_a_file_that_is_replaced() -> None:
     try:
         for round_number in range(300):
             temporary = f"tmp{round_number}"
-            Path(temporary).write_bytes(
-                b"ab"[round_number % 2 : round_number % 2 + 1] * (100, 5000)[round_number % 2]
-            )
+            Path(temporary).write_bytes(b"ab"[round_number % 2 : round_number % 2 + 1] * (100, 5000)[round_number % 2])
             os.rename(temporary, "f")
         Path("g").write_bytes(b"c" * 100)
         for _ in range(300):

@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 
 
-def run(
-    *command: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None, limit: float = 120
-) -> str:
+def run(*command: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None, limit: float = 120) -> str:
     """Run to the end (at most `limit` seconds) and return standard output; an exit code but 0 fails."""
     done = subprocess.run(
         [str(word) for word in command],
@@ -24,9 +22,7 @@ def run(
         timeout=limit,
         check=False,
     )
-    assert done.returncode == 0, (
-        f"{command}: exit {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
-    )
+    assert done.returncode == 0, f"{command}: exit {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done.stdout
 
 

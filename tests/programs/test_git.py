@@ -18,9 +18,7 @@ IDENTITY = {
 
 
 def _git(where: Path, *words: str) -> str:
-    return run(
-        "git", "-c", "init.defaultBranch=main", "-c", "safe.directory=*", *words, cwd=where, env=IDENTITY
-    )
+    return run("git", "-c", "init.defaultBranch=main", "-c", "safe.directory=*", *words, cwd=where, env=IDENTITY)
 
 
 @pytest.fixture

@@ -91,9 +91,7 @@ def test_nothing_is_missing(facts: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("facts", "check", "status", "said"), LACKS, ids=lambda v: str(v)[:40])
-def test_a_lack_is_found_and_nothing_else(
-    facts: dict[str, Any], check: str, status: Status, said: str
-) -> None:
+def test_a_lack_is_found_and_nothing_else(facts: dict[str, Any], check: str, status: Status, said: str) -> None:
     findings = judge(replace(GOOD, **facts))
     (found,) = (f for f in findings if f.status is not Status.OK)
     assert (found.check, found.status) == (check, status)
@@ -178,9 +176,7 @@ def test_a_place_that_does_not_answer_cannot_be_a_store(monkeypatch: pytest.Monk
     assert not facts.store_writable
 
 
-def test_the_command_prints_and_returns_its_exit_code(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_prints_and_returns_its_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
     monkeypatch.setattr("artfs.cli.doctor.collect", lambda root: replace(GOOD, root=str(root)))
     assert doctor(tmp_path, json_output=True, out=out) == 0

@@ -99,25 +99,19 @@ def test_refused_paths_name_the_rule(text: str, rule: str) -> None:
     assert rule in str(caught.value)
 
 
-IDS = st.from_regex(r"[A-Za-z0-9._@-]{1,128}", fullmatch=True).filter(
-    lambda id: id not in RESERVED | {".", ".."}
-)
+IDS = st.from_regex(r"[A-Za-z0-9._@-]{1,128}", fullmatch=True).filter(lambda id: id not in RESERVED | {".", ".."})
 SESSIONS = IDS.filter(lambda id: not id.startswith("sess-"))
 SCOPES = st.one_of(
     st.tuples(st.just(SANDBOX), st.none()),
     st.tuples(st.just(SESSION), SESSIONS),
     st.tuples(st.just(USER), IDS),
 )
-COMPONENTS = st.text(
-    st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=60
-)
+COMPONENTS = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=60)
 NAMES = COMPONENTS.filter(lambda name: not name.startswith("."))
 
 
 @given(IDS, SCOPES, NAMES, st.lists(NAMES, max_size=4))
-def test_every_path_round_trips(
-    sandbox: str, scope: tuple[Scope, str | None], namespace: str, rest: list[str]
-) -> None:
+def test_every_path_round_trips(sandbox: str, scope: tuple[Scope, str | None], namespace: str, rest: list[str]) -> None:
     path = GridPath(sandbox, *scope, namespace, "/".join(rest))
     assert parse_path(str(path)) == path
     assert parse_path(str(path).removeprefix("grid/")) == path

@@ -77,16 +77,12 @@ def violations(module: str, text: str, is_package: bool = False) -> list[str]:
     for target in imports(module, text, is_package):
         for library, homes in HOMES.items():
             if inside(target, library) and not any(inside(module, home) for home in homes):
-                found.append(
-                    f"{module} imports {library}, which lives in {', '.join(sorted(homes)) or 'nothing'}"
-                )
+                found.append(f"{module} imports {library}, which lives in {', '.join(sorted(homes)) or 'nothing'}")
         other = layer(target)
         if other is None or other == own:
             continue
         if own is None:
-            found.append(
-                f"{module} imports {target}: the bare package imports nothing of ours before its use"
-            )
+            found.append(f"{module} imports {target}: the bare package imports nothing of ours before its use")
         elif RANK[other] >= RANK[own]:
             found.append(f"{module} imports {target}, which is not below {own}")
     return found
@@ -115,9 +111,7 @@ def test_a_client_library_has_one_home(library: str) -> None:
     users = [
         module
         for module, path in MODULES.items()
-        if any(
-            inside(name, library) for name in imports(module, path.read_text(), path.name == "__init__.py")
-        )
+        if any(inside(name, library) for name in imports(module, path.read_text(), path.name == "__init__.py"))
     ]
     assert len(users) <= 1, users
 
@@ -162,16 +156,12 @@ def test_refused(module: str, text: str, complaint: str) -> None:
 
 
 def test_a_package_imports_relative_to_itself() -> None:
-    assert list(imports("artfs.meta", "from .sqlite import Engine", is_package=True)) == [
-        "artfs.meta.sqlite.Engine"
-    ]
+    assert list(imports("artfs.meta", "from .sqlite import Engine", is_package=True)) == ["artfs.meta.sqlite.Engine"]
     assert list(imports("artfs.meta.memory", "from .sqlite import Engine")) == ["artfs.meta.sqlite.Engine"]
 
 
 def test_importing_artfs_loads_no_driver_and_no_client() -> None:
     heavy = ["pyfuse3", "trio", "boto3", "aioboto3", "botocore", "redis", "apsw", "artfs.fuse"]
     program = f"import sys, artfs; print([name for name in {heavy!r} if name in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

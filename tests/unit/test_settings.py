@@ -98,7 +98,7 @@ def test_a_bad_store_file(root: Path, content: str, error: type[ArtfsError]) -> 
 def test_defaults() -> None:
     settings = Settings()
     assert (settings.commit_interval, settings.wait_limit, settings.inline_limit) == (1.0, 30.0, 1792)
-    assert (settings.journal_size, settings.node_cache) == (64 << 20, 100_000)
+    assert (settings.journal_size, settings.node_cache) == (128 << 20, 100_000)
     assert (settings.umask, settings.sandbox, settings.shared_writable) == (0o022, "default", False)
     assert settings.principal(0) == ADMIN
     assert settings.principal(1000) is None

@@ -189,9 +189,7 @@ class SqliteEngine:
 
     def serials(self) -> set[Serial]:
         return {
-            serial
-            for table in sql.VERSIONED_TABLES
-            for (serial,) in self._db.query(sql.SERIALS.format(table=table))
+            serial for table in sql.VERSIONED_TABLES for (serial,) in self._db.query(sql.SERIALS.format(table=table))
         }
 
     # records

@@ -92,9 +92,7 @@ class Database:
             if not found.isdigit():
                 raise DamagedError(f"{self.path}: format {found!r} is no number: run `artfs fsck`")
             if int(found) > sql.FORMAT:
-                raise FormatError(
-                    f"{self.path} has format {found}, this artfs reads up to {sql.FORMAT}: upgrade artfs"
-                )
+                raise FormatError(f"{self.path} has format {found}, this artfs reads up to {sql.FORMAT}: upgrade artfs")
         elif not create:
             raise DamagedError(f"{self.path}: the database has lost its tables: run `artfs fsck`")
         else:
