@@ -8,6 +8,7 @@ from stat import S_ISGID, S_ISUID, S_IXGRP
 
 from artfs.errors import FsError
 from artfs.volume.data import Data
+from artfs.volume.inodes import now
 from artfs.volume.node import Node
 
 # Which attributes a setattr changes: the numbers of FUSE's FATTR_*.
@@ -38,6 +39,10 @@ class Attributes(Data):
         if valid & SIZE:
             self.check_size(node, size)
         # A ctime comes from the kernel alone, which sends it behind every unlink and rename of a file and waits for it.
+        if not node.nlink and not valid & ~(ATIME | MTIME | ATIME_NOW | MTIME_NOW | CTIME):
+            _set_times(node, valid, atime, mtime, ctime, now())  # nobody sees them after a crash
+            node.entry = None
+            return
         time = self.begin(frees=bool(valid & CTIME or (valid & SIZE and size < node.size)))
         entries = b""
         if valid & MODE:
@@ -52,11 +57,7 @@ class Attributes(Data):
             if size != node.size:
                 entries += self.resize(node, size)
             node.mtime = time
-        if valid & ATIME:
-            node.atime = time if valid & ATIME_NOW else atime
-        if valid & MTIME:
-            node.mtime = time if valid & MTIME_NOW else mtime
-        node.ctime = ctime if valid & CTIME else time
+        _set_times(node, valid, atime, mtime, ctime, time)
         self.log(entries + self.save(node))
 
     def kill_privileges(self, node: Node) -> bytes:
@@ -121,6 +122,14 @@ class Attributes(Data):
         node.xattrs -= 1
         node.ctime = time
         self.log(self.row(self._xattr_key(node, name), None) + self.save(node))
+
+
+def _set_times(node: Node, valid: int, atime: int, mtime: int, ctime: int, time: int) -> None:
+    if valid & ATIME:
+        node.atime = time if valid & ATIME_NOW else atime
+    if valid & MTIME:
+        node.mtime = time if valid & MTIME_NOW else mtime
+    node.ctime = ctime if valid & CTIME else time
 
 
 def _check_own(name: bytes, value: bytes) -> None:

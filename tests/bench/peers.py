@@ -19,8 +19,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 NULL_FS = Path(__file__).with_name("null_fs.py")
@@ -100,6 +100,7 @@ class ArtfsMount:
     command: Sequence[str]
     root: Path
     mount: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     @contextlib.contextmanager
     def mounted(self) -> Iterator[None]:
@@ -121,6 +122,10 @@ class ArtfsMount:
         place.mkdir()
         return place
 
+    def destroy(self, path: str) -> None:
+        """A namespace, whatever it holds."""
+        self._run("--root", str(self.root), "ns", "delete", path)
+
     def pids(self) -> list[int]:
         return [pid for pid in _all_pids() if str(self.mount) in _command_line(pid)]
 
@@ -135,6 +140,7 @@ class ArtfsMount:
                     stdout=out,
                     stderr=out,
                     timeout=STOP_LIMIT,
+                    env={**os.environ, **self.environment},
                     check=False,
                 ).returncode
             except (OSError, subprocess.TimeoutExpired) as error:
