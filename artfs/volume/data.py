@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+from abc import abstractmethod
 from collections.abc import Iterator
 
 from anyio import to_thread
@@ -157,8 +158,9 @@ class Data(Inodes):
         except OSError as error:
             raise FsError(error.errno or errno.EIO) from error
 
+    @abstractmethod
     def kill_privileges(self, node: Node) -> bytes:
-        raise NotImplementedError  # pragma: no cover - Attributes has it
+        """Clear what a change by somebody else takes away; returns the journal entry."""
 
     def _put(self, node: Node, index: int, start: int, end: int, source: Source, offset: int) -> None:
         self._count(node, put(self._own(node, index), start, end, source, offset))

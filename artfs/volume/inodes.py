@@ -12,6 +12,7 @@ Concurrency: one thread, the owner's loop.
 from __future__ import annotations
 
 import errno
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from time import clock_gettime_ns
 from typing import TYPE_CHECKING, Protocol
@@ -59,7 +60,7 @@ def now() -> int:
     return clock_gettime_ns(CLOCK_REALTIME_COARSE)
 
 
-class Inodes(RowSet):
+class Inodes(RowSet, ABC):
     """`number` is the upper half of the kernel's inode numbers: the namespace's serial, or that of a checkpoint's
     view.  `orphans`: inodes without a name, with the batch in which they lost it if no other has rows of them.
     `gate` holds changes up while a restore runs; `locked` says that a change must look at `_refuse` first."""
@@ -165,11 +166,13 @@ class Inodes(RowSet):
             keys += [key for key, _ in self.scan(b"x" + node.key[1:])]
         return [*keys, node.key]
 
+    @abstractmethod
     def indexes(self, node: Node) -> list[int]:
-        raise NotImplementedError  # pragma: no cover - Data has it
+        """Indexes of the blocks that may hold something."""
 
+    @abstractmethod
     def block(self, node: Node, index: int) -> Block:
-        raise NotImplementedError  # pragma: no cover - Data has it
+        """The block's extents.  Errors: DamagedError; MustWait."""
 
     # changes
     def begin(self, frees: bool = False) -> int:
