@@ -23,7 +23,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import time_ns
-from typing import Any, Protocol
+from typing import Any
 from uuid import uuid4
 
 import anyio
@@ -35,13 +35,14 @@ from artfs.grid import check_id, check_namespace_name, owner_key, parse_scope_di
 from artfs.meta import Checkpoint
 from artfs.sessions import Session, SessionStore
 from artfs.settings import Settings
+from artfs.store.surface import Surface
 from artfs.types import Access, NamespaceType, Principal, Scope, Serial
 from artfs.volume.catalogue import Namespace
 from artfs.volume.node import Node
 from artfs.volume.rows import HEAD_KEY, Head
 from artfs.volume.shard import Shard
 from artfs.volume.tree import Tree
-from artfs.volume.volume import Restored, Volume
+from artfs.volume.volume import Volume
 
 log = logging.getLogger(__name__)
 
@@ -50,29 +51,6 @@ TRASH_KEPT = 24 * 3600 * 10**9
 REAP_INTERVAL = 1.0
 """Seconds between looks at what expires, at most; nearer expiries are waited for exactly."""
 NS_PER_S = 10**9
-
-
-class Surface(Protocol):
-    """Something that shows the store and caches what it shows."""
-
-    async def settle(self, volume: Volume) -> None:
-        """Hand over every byte that was written to the namespace before this call."""
-
-    async def restored(self, volume: Volume, restored: Restored) -> None: ...
-
-    async def gone(self, namespace: Namespace, nodes: list[Node]) -> None: ...
-
-    async def grid_changed(self, namespace: Namespace) -> None:
-        """Its place in the grid appeared, or is taken by another."""
-
-    async def checkpoint_changed(self, namespace: Namespace, checkpoint: Checkpoint) -> None:
-        """It was made, or deleted."""
-
-    async def scope_changed(self, sandbox: str, folder: str) -> None:
-        """A session has begun or is over: its directory appears, or is no more."""
-
-    async def names_changed(self, names: list[tuple[Node, bytes]]) -> None:
-        """These names of directories in memory lead elsewhere."""
 
 
 class Store:
