@@ -14,6 +14,8 @@ from artfs.volume.node import Node
 # Which attributes a setattr changes: the numbers of FUSE's FATTR_*.
 MODE, UID, GID, SIZE, ATIME, MTIME = 1, 2, 4, 8, 16, 32
 ATIME_NOW, MTIME_NOW, CTIME, KILL_SUIDGID = 128, 256, 1024, 2048
+HANDLE = 64 | 512
+"""FATTR_FH and FATTR_LOCKOWNER: through which open file; handles carry nothing."""
 
 XATTR_CREATE, XATTR_REPLACE = 1, 2
 XATTR_NAME_MAX, XATTR_SIZE_MAX = 255, 65536
@@ -39,10 +41,14 @@ class Attributes(Data):
         if valid & SIZE:
             self.check_size(node, size)
         # A ctime comes from the kernel alone, which sends it behind every unlink and rename of a file and waits for it.
-        if not node.nlink and not valid & ~(ATIME | MTIME | ATIME_NOW | MTIME_NOW | CTIME):
-            _set_times(node, valid, atime, mtime, ctime, now())  # nobody sees them after a crash
-            node.entry = None
-            return
+        valid &= ~HANDLE
+        if not valid & ~(ATIME | MTIME | ATIME_NOW | MTIME_NOW | CTIME):
+            if valid in (CTIME, MTIME | CTIME) and ctime == node.ctime and (valid == CTIME or mtime == node.mtime):
+                return  # the kernel's own times behind a change that set the same
+            if not node.nlink:
+                _set_times(node, valid, atime, mtime, ctime, now())  # nobody sees them after a crash
+                node.entry = None
+                return
         time = self.begin(frees=bool(valid & CTIME or (valid & SIZE and size < node.size)))
         entries = b""
         if valid & MODE:
