@@ -40,7 +40,6 @@ class Attributes(Data):
         """`valid` says which of the others count.  Errors: FsError EISDIR, EINVAL, EFBIG."""
         if valid & SIZE:
             self.check_size(node, size)
-        # A ctime comes from the kernel alone, which sends it behind every unlink and rename of a file and waits for it.
         valid &= ~HANDLE
         if not valid & ~(ATIME | MTIME | ATIME_NOW | MTIME_NOW | CTIME):
             if valid in (CTIME, MTIME | CTIME) and ctime == node.ctime and (valid == CTIME or mtime == node.mtime):
@@ -49,6 +48,7 @@ class Attributes(Data):
                 _set_times(node, valid, atime, mtime, ctime, now())  # nobody sees them after a crash
                 node.entry = None
                 return
+        # A ctime comes from the kernel alone, which sends it behind every unlink and rename of a file and waits for it.
         time = self.begin(frees=bool(valid & CTIME or (valid & SIZE and size < node.size)))
         entries = b""
         if valid & MODE:

@@ -29,6 +29,7 @@ One thread appends; `free` is called by the same one.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -124,6 +125,8 @@ class Journal:
         """REQUIRES: `used` is below `hard`."""
         rows = len(body)
         length = len(data)
+        if rows + length > LARGEST:
+            raise OSError(errno.EMSGSIZE, "a record of the journal is longer than replay takes")
         need = RECORD.size + rows + length
         at = self.position % self.size
         rest = self.size - at

@@ -77,15 +77,15 @@ class Volume:
         self, name: str | None = None, description: str = "", labels: Mapping[str, Any] | None = None
     ) -> Checkpoint:
         """Pin what the namespace holds now.  Without a name it gets one from the time.
-        Errors: InvalidError (name, labels), FsError EROFS, ENOSPC."""
+        Errors: InvalidError (name, description, labels), FsError EROFS, ENOSPC."""
         if name is None:
             name = strftime("%Y%m%dT%H%M%S", gmtime()) + f".{time_ns() // 1000 % 1_000_000:06d}Z"
         check_checkpoint_name(name)
         return await run(self._checkpoint, name, description, dict(labels or {}))
 
     def _checkpoint(self, name: str, description: str, labels: dict[str, Any]) -> Checkpoint:
-        if len(json.dumps(labels)) > LABELS_MAX:
-            raise InvalidError(f"the labels of a checkpoint may have {LABELS_MAX} bytes of JSON; shorten them")
+        _check_length("labels", labels)
+        _check_length("description", description)
         self.tree.begin(frees=True)
         return self._pin(name, description, labels)
 
@@ -114,8 +114,7 @@ class Volume:
 
     async def label(self, name: str, labels: Mapping[str, Any]) -> Checkpoint:
         """Replace a checkpoint's labels.  Errors: NotFoundError, InvalidError."""
-        if len(json.dumps(dict(labels))) > LABELS_MAX:
-            raise InvalidError(f"the labels of a checkpoint may have {LABELS_MAX} bytes of JSON; shorten them")
+        _check_length("labels", dict(labels))
         await self.shard.commit()
         old = self.find(name)
         new = replace(old, labels=dict(labels))
@@ -331,6 +330,12 @@ class Volume:
     async def _engine(self, call: Any, *args: Any) -> Any:
         async with self.shard.committing():
             return await _thread(call, *args)
+
+
+def _check_length(what: str, value: Any) -> None:
+    """A checkpoint is one record of the journal, whose length has a bound."""
+    if len(json.dumps(value)) > LABELS_MAX:
+        raise InvalidError(f"the {what} of a checkpoint may have {LABELS_MAX} bytes of JSON; shorten it")
 
 
 async def _thread(call: Any, *args: Any) -> Any:

@@ -512,3 +512,13 @@ async def test_a_store_has_one_owner_at_a_time(tmp_path: Path) -> None:
                 raise AssertionError("two owners")
     async with opened(tmp_path / "s") as store:
         assert store.recovered == 0
+
+
+async def test_what_is_said_of_a_checkpoint_has_a_bound(store: Store) -> None:
+    namespace = await store.create_namespace("box", Scope.SANDBOX, None, "web")
+    volume = store.volume(namespace)
+    for description, labels in (("x" * (64 << 10), {}), ("", {"key": "x" * (64 << 10)})):
+        with pytest.raises(InvalidError, match="shorten"):
+            await store.checkpoint(volume, "v1", description, labels)
+    assert volume.checkpoints() == []
+    assert (await store.checkpoint(volume, "v1", "x" * 1000)).description == "x" * 1000

@@ -9,7 +9,7 @@ import pytest
 
 from artfs.errors import DamagedError, NoSpaceError
 from artfs.volume import journal as journals
-from artfs.volume.journal import RECORD, SKIP, ZERO, Journal, entries
+from artfs.volume.journal import LARGEST, RECORD, SKIP, ZERO, Journal, entries
 
 MIB = 1 << 20
 SIZE = 8 * MIB
@@ -227,3 +227,15 @@ def test_entries_that_cannot_be_read_are_damage() -> None:
     for body in (whole[:-1], b"?", whole + b"R\0"):
         with pytest.raises(DamagedError):
             list(entries(body))
+
+
+def test_a_record_that_replay_would_refuse_is_not_written(path: Path) -> None:
+    journal, state = started(path)
+    journal.append(1, b"before")
+    with pytest.raises(OSError, match="longer"):
+        journal.append(2, b"x" * (LARGEST + 1))
+    journal.append(3, b"after")
+    journal.close()
+    again = open_at(path, state)
+    assert [serial for serial, _, _ in again.replay()] == [1, 3]
+    again.close()
