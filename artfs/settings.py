@@ -17,13 +17,13 @@ import tomllib
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from artfs.errors import DamagedError, ExistsError, FormatError, InvalidError, NotFoundError
 from artfs.grid import check_id, session_key
-from artfs.types import Principal
+from artfs.types import Principal, Scope
 
 FORMAT = 1
 """Of a store as a whole: the files below its root.  docs/format.md has its changes."""
@@ -80,6 +80,51 @@ class Settings(_Value):
     node_cache: int = Field(default=100_000, ge=1000)
     """Inodes kept in memory besides those that the kernel holds."""
 
+    # objects
+    provider: str = ""
+    """URL of where the bytes of new namespaces live; empty: in the store's own directory."""
+    providers: dict[Scope, str] = Field(default_factory=dict)
+    """The same for the namespaces of a scope (`session`, `user`, `sandbox`)."""
+    provider_timeout: float = Field(default=30.0, gt=0)
+    """Seconds without an answer after which a provider counts as unreachable."""
+    compression: Literal["", "zstd"] = ""
+    """Of objects of new workspaces, where they leave this directory."""
+    encryption_key: str = ""
+    """Where the key is with which objects of new namespaces are encrypted before they leave this directory:
+    `file:PATH`, `env:NAME` or `command:ARGV`; empty: they are not."""
+    durability: Literal["local", "remote"] = "local"
+    """`remote`: fsync and close wait until the provider has the bytes."""
+    upload_delay: float = Field(default=5.0, ge=0)
+    """Seconds that an object which still grows waits at most before it is closed and uploaded."""
+    uploads: int = Field(default=4, ge=1, le=64)
+    """Objects that are uploaded at once."""
+    part_size: int = Field(default=8 * MIB, ge=5 * MIB)
+    """Of the parts in which objects beyond 16 MiB are uploaded."""
+    drain_limit: float = Field(default=300.0, ge=0)
+    """Seconds that an unmount waits for uploads, at most; what is left goes on at the next mount."""
+    save_interval: float = Field(default=60.0, gt=0)
+    """Seconds between copies of the metadata to the provider, at most, while something changes."""
+    cache_size: int = Field(default=10 << 30, ge=64 * MIB)
+    """Of local copies of what providers have, and of what waits for upload, together."""
+    cache_high: float = Field(default=0.95, gt=0, le=1)
+    """Part of `cache_size` at which eviction begins, and from which on writers wait for uploads;"""
+    cache_low: float = Field(default=0.85, gt=0, le=1)
+    """and down to which it goes."""
+    cache_reserve: int = Field(default=1 << 30, ge=0)
+    """Kept free on the cache's disk."""
+    piece_size: int = Field(default=4 * MIB, ge=64 * KIB)
+    """Of what is fetched from a provider at once."""
+    fetches: int = Field(default=8, ge=1, le=64)
+    """Pieces that are fetched at once."""
+    read_ahead: int = Field(default=32 * MIB, ge=0)
+    """Fetched ahead of a sequential reader, at most."""
+    gc_interval: float = Field(default=600.0, gt=0)
+    """Seconds between looks for objects that no row names."""
+    gc_grace: float = Field(default=600.0, ge=0)
+    """Seconds that such an object is kept after it was first seen."""
+    endpoint: str = "127.0.0.1:0"
+    """Address and port of the HTTP endpoint for signed URLs; port 0: any."""
+
     # who
     sandbox: str = "default"
     """Of sessions and paths that name none, and of the principals in `uid_map`."""
@@ -128,7 +173,7 @@ class Settings(_Value):
     def _octal(cls, value: Any) -> Any:
         return int(value, 8) if isinstance(value, str) else value
 
-    @field_validator("uid_map", mode="before")
+    @field_validator("uid_map", "providers", mode="before")
     @classmethod
     def _json(cls, value: Any) -> Any:
         return json.loads(value) if isinstance(value, str) else value

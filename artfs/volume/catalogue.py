@@ -15,6 +15,7 @@ from typing import Any
 from artfs.errors import ExistsError, NotFoundError
 from artfs.grid import scope_dir
 from artfs.meta import Engine
+from artfs.objects import Home
 from artfs.types import NamespaceType, Scope, Serial
 
 KIND = "namespace"
@@ -23,7 +24,8 @@ KIND = "namespace"
 @dataclass(frozen=True, slots=True)
 class Namespace:
     """One namespace.  Times are nanoseconds since 1970; `prefix` is where its objects lie, for ever; `trashed` is when
-    it was put into the trash; `uid`, `gid`, `umask` are those of what the API makes in it."""
+    it was put into the trash; `uid`, `gid`, `umask` are those of what the API makes in it; `provider` and `codec` are
+    its home (see `artfs.objects`)."""
 
     serial: Serial
     id: str
@@ -41,6 +43,13 @@ class Namespace:
     gid: int = 0
     umask: int = 0o022
     metadata: dict[str, Any] = field(default_factory=dict)
+    provider: str = ""
+    codec: str = ""
+
+    @property
+    def home(self) -> Home | None:
+        """Where its bytes live; None: in the store's own directory."""
+        return Home(self.provider, self.codec) if self.provider else None
 
     @property
     def entry(self) -> str:
