@@ -15,11 +15,12 @@ from collections.abc import Iterator
 
 
 class Chunk:
-    """Immutable bytes `(object, offset, length)` with their XXH3-128; `verified` once they matched in this process."""
+    """Immutable bytes `(object, offset, length)` with their XXH3-128; `verified`: the local copy of the object whose
+    bytes matched in this process, counted from 1 (see `artfs.objects.local`); 0: none."""
 
     __slots__ = ("hash", "length", "object", "offset", "verified")
 
-    def __init__(self, object: int, offset: int, length: int, hash: bytes, verified: bool = False) -> None:
+    def __init__(self, object: int, offset: int, length: int, hash: bytes, verified: int = 0) -> None:
         self.object = object
         self.offset = offset
         self.length = length

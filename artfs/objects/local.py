@@ -1,21 +1,29 @@
-"""The local object directory: where chunks are appended, and read from.
+"""The local directories of objects: where chunks are appended, and read from.
+
+    objects/<prefix>/<count>    the only copy: of a namespace that lives here, or not yet uploaded
+    cache/<prefix>/<count>      a copy of what a provider has, whole or in pieces; it may vanish at any time
 
 Each namespace has two open objects, one for large writes and one for what commits seal, so that an fsync waits for the
-first alone.  They take chunks until they are full, or until the process ends: nothing is ever appended to an object of
-an earlier process, so a torn tail is never built upon.  Without a directory (a store in
+first alone.  They take chunks until they are full, are closed to be uploaded, or the process ends: nothing is ever
+appended to an object of an earlier process, so a torn tail is never built upon.  Without a directory (a store in
 memory) objects are anonymous files.
 
+A chunk is *verified* against one copy of its object; when the copy is evicted the next one has another number
+(`copies`), and the chunk must be verified again.
+
 Concurrency: `append` from any thread (the place is reserved under a lock, the bytes are written outside it);
-`descriptor` from the loop's thread.  A descriptor that falls out of the table is closed once no reader that was told
-its number can still be using it (`readers`).
+`descriptor`, `close_objects`, `uploaded` and `evict` from the loop's thread.  A descriptor that falls out of the table
+is closed once no reader that was told its number can still be using it (`readers`).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
+from time import time_ns
 
 from xxhash import xxh3_128_digest
 
@@ -28,12 +36,30 @@ VECTOR = 512
 
 
 class LocalObjects:
-    """`prefixes`: serial → path below `root`, for every namespace that ever had objects here.  `unsynced`: descriptors
-    (of objects, and of directories that got one) that hold more than the disk, of what the journal names, each with the
-    number of the write that was the last to end; `sealing`: the same of what only a commit will name."""
+    """`prefixes`: serial → path below `root`, for every namespace that ever had objects here; `backed`: those of them
+    whose objects a provider keeps; `unbounded`: whose objects may have any size (BLOBs).  `waiting`: bytes of objects
+    of `backed` ones that no provider has yet.  `copies`: object → the number of its present copy, if not 1; `used`:
+    objects that were read of late.
+
+    `unsynced`: descriptors (of objects, and of directories that got one) that hold more than the disk, of what the
+    journal names, each with the number of the write that was the last to end; `sealing`: the same of what only a commit
+    will name.  `logged` is how far the journal goes, `settled` up to where the engine has it: a replay must find here
+    what the journal names."""
 
     def __init__(self, root: Path | None) -> None:
         self.root = root
+        self.cache = root.parent / "cache" if root is not None else None
+        self.backed: set[int] = set()
+        self.unbounded: set[int] = set()
+        self.waiting = 0
+        self.copies: dict[int, int] = {}
+        self.used: dict[int, None] = {}
+        self.logged: Callable[[], int] = lambda: 0
+        self.settled: Callable[[], int] = lambda: 0
+        self._closed: dict[int, int] = {}
+        self._until: dict[int, int] = {}
+        self._born: dict[int, int] = {}
+        self._writing: dict[int, int] = {}
         self.prefixes: dict[int, str] = {}
         self.counts: dict[int, int] = {}
         self.unsynced: dict[int, int] = {}
@@ -49,19 +75,32 @@ class LocalObjects:
     def register(self, serial: int, prefix: str, count: int) -> None:
         """Make `prefix` the place of the namespace's objects; numbers below `count` are taken."""
         self.prefixes[serial] = prefix
-        if self.root is not None and count >= 0:
-            directory = self.root / prefix
-            if directory.is_dir():
+        for top in (self.root, self.cache):
+            directory = top / prefix if top is not None else None
+            if directory is not None and directory.is_dir():
                 for entry in os.scandir(directory):
                     count = max(count, int(entry.name, 16) + 1) if _is_count(entry.name) else count
         self.counts[serial] = max(count, self.counts.get(serial, 0))
 
-    def path(self, number: int) -> Path:
-        """Where an object's file is.  Errors: DamagedError."""
+    def name(self, number: int) -> str:
+        """Of an object, below any place where it may be.  Errors: DamagedError."""
         prefix = self.prefixes.get(number >> 32)
-        if prefix is None or self.root is None:
+        if prefix is None:
             raise DamagedError(f"object {number:x} belongs to no known namespace; run: artfs fsck")
-        return self.root / prefix / f"{number & 0xFFFFFFFF:08x}"
+        return f"{prefix}/{number & 0xFFFFFFFF:08x}"
+
+    def path(self, number: int) -> Path:
+        """Where the file of an object's only copy is.  Errors: DamagedError."""
+        name = self.name(number)
+        if self.root is None:
+            raise DamagedError(f"object {number:x} is not in memory")
+        return self.root / name
+
+    def cache_path(self, number: int) -> Path:
+        """Where a copy of what a provider has is.  Errors: DamagedError."""
+        name = self.name(number)
+        assert self.cache is not None
+        return self.cache / name
 
     # writing
     def append(self, serial: int, data: bytes | memoryview) -> Chunk:
@@ -74,11 +113,24 @@ class LocalObjects:
 
     def _append(self, serial: int, datas: Sequence[bytes | memoryview], sealing: bool) -> list[Chunk]:
         size = sum(len(data) for data in datas)
+        backed = serial in self.backed
         with self._lock:
             fd, number, at = self._open.get((serial, sealing)) or self._create(serial, sealing)
-            if at + size > OBJECT_LIMIT and at:
+            if at + size > OBJECT_LIMIT and at and serial not in self.unbounded:
+                self._close(number, at)
                 fd, number, at = self._create(serial, sealing)
             self._open[serial, sealing] = (fd, number, at + size)
+            if backed:
+                self.waiting += size
+                self._writing[number] = self._writing.get(number, 0) + 1
+        try:
+            return self._write(fd, number, at, datas, sealing)
+        finally:
+            if backed:
+                with self._lock:
+                    self._writing[number] -= 1
+
+    def _write(self, fd: int, number: int, at: int, datas: Sequence[bytes | memoryview], sealing: bool) -> list[Chunk]:
         chunks = []
         start = at
         for i in range(0, len(datas), VECTOR):
@@ -92,7 +144,7 @@ class LocalObjects:
             self._writes += 1
             (self.sealing if sealing else self.unsynced)[fd] = self._writes
         for data in datas:
-            chunks.append(Chunk(number, at, len(data), xxh3_128_digest(data), True))
+            chunks.append(Chunk(number, at, len(data), xxh3_128_digest(data), 1))
             at += len(data)
         return chunks
 
@@ -111,7 +163,101 @@ class LocalObjects:
             self._writes += 1
             (self.sealing if sealing else self.unsynced)[folder] = self._writes
         self._table[number] = fd
+        if serial in self.backed:
+            self._born[number] = time_ns()
         return fd, number, 0
+
+    def _close(self, number: int, size: int) -> None:
+        if number >> 32 in self.backed:
+            self._closed[number] = size
+            self._until[number] = self.logged()
+            self._writing.setdefault(number, 0)
+
+    def close_objects(self, serials: Collection[int] | None = None, born_before: int | None = None) -> None:
+        """Open objects of `backed` namespaces (of `serials`) take no more chunks, if they are older than that."""
+        with self._lock:
+            for key, (_, number, at) in list(self._open.items()):
+                if key[0] not in self.backed or (serials is not None and key[0] not in serials):
+                    continue
+                if born_before is None or self._born.get(number, 0) < born_before:
+                    del self._open[key]
+                    self._close(number, at)
+
+    def open_objects(self) -> set[int]:
+        """Numbers of those that still take chunks."""
+        with self._lock:
+            return {number for _, number, _ in self._open.values()}
+
+    def ready(self) -> dict[int, int]:
+        """Number → size of the closed objects that are only here, of `backed` namespaces, the oldest first.  They are
+        whole, and no replay will want them."""
+        settled = self.settled()
+        with self._lock:
+            ready = [n for n in self._closed if not self._writing.get(n) and self._until.get(n, 0) <= settled]
+            return {number: self._closed[number] for number in sorted(ready, key=lambda n: self._born.get(n, 0))}
+
+    def waiting_objects(self, serials: Collection[int] | None = None) -> dict[int, int]:
+        """Number → size of all that is only here, of `backed` namespaces (of `serials`)."""
+        with self._lock:
+            grown = {number: at for _, number, at in self._open.values()}
+            return {
+                number: self._closed.get(number, grown.get(number, 0))
+                for number in self._born
+                if serials is None or number >> 32 in serials
+            }
+
+    def waits(self, number: int) -> bool:
+        """Whether the object is only here, or still grows."""
+        return number in self._closed or number in self._born
+
+    def oldest(self) -> int | None:
+        """When the first byte came that no provider has; nanoseconds since 1970."""
+        return min(self._born.values(), default=None)
+
+    def found(self, number: int, size: int, born: int) -> None:
+        """An earlier process left the object, which no provider has."""
+        with self._lock:
+            self._closed[number] = size
+            self._born[number] = born
+            self.waiting += size
+
+    def uploaded(self, number: int) -> None:
+        """The provider has it: from now on its file is a copy."""
+        target = self.cache_path(number)
+        target.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
+        os.rename(self.path(number), target)
+        self._no_longer_waiting(number)
+
+    def _no_longer_waiting(self, number: int) -> None:
+        with self._lock:
+            self.waiting -= self._closed.pop(number, 0)
+            self._born.pop(number, None)
+            self._until.pop(number, None)
+            self._writing.pop(number, None)
+
+    def evict(self, number: int) -> None:
+        """The copy is gone; whoever reads it now may finish."""
+        with suppress(FileNotFoundError):
+            self.cache_path(number).unlink()
+        self._drop(number)
+
+    def remove(self, number: int) -> None:
+        """No row names the object: its files are gone."""
+        if self.root is not None:
+            for path in (self.path(number), self.cache_path(number)):
+                with suppress(FileNotFoundError):
+                    path.unlink()
+        self._no_longer_waiting(number)
+        self._drop(number)
+
+    def _drop(self, number: int) -> None:
+        with self._lock:
+            self.copies[number] = self.copies.get(number, 1) + 1
+            fd = self._table.pop(number, None)
+            if fd is not None:
+                self.unsynced.pop(fd, None)
+                self.sealing.pop(fd, None)
+                self._buried.append((fd, self.readers()[0]))
 
     def _folder(self, serial: int, path: Path) -> int:
         """The descriptor of a namespace's directory, whose own name is durable."""
@@ -156,15 +302,27 @@ class LocalObjects:
         return fd
 
     def _reopened(self, number: int) -> int:
-        if self.root is None:
-            raise DamagedError(f"object {number:x} is not in memory")
+        paths = [self.path(number)]
+        if number >> 32 in self.backed:
+            paths.append(self.cache_path(number))  # in this order: an upload moves it from the first to the second
+        for path in paths:
+            try:
+                return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                pass
+        raise DamagedError(f"object {paths[0]} is missing; run: artfs fsck")
+
+    def has(self, chunk: Chunk) -> bool:
+        """Whether all of the chunk is here, and right.  From any thread."""
         try:
-            return os.open(self.path(number), os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError as error:
-            raise DamagedError(f"object {self.path(number)} is missing; run: artfs fsck") from error
+            self.read(chunk)
+        except DamagedError:
+            return False
+        return True
 
     def read(self, chunk: Chunk) -> bytes:
         """All of the chunk, verified.  From any thread.  Errors: DamagedError."""
+        copy = self.copies.get(chunk.object, 1)
         with self._lock:  # a descriptor of our own: the table's may be closed meanwhile, and its number given away
             fd = self._table.get(chunk.object, -1)
             if fd >= 0:
@@ -175,11 +333,11 @@ class LocalObjects:
             data = os.pread(fd, chunk.length, chunk.offset)
         finally:
             os.close(fd)
-        if not chunk.verified:
+        if chunk.verified != copy:
             if len(data) != chunk.length or xxh3_128_digest(data) != chunk.hash:
                 name = self.path(chunk.object) if self.root else f"{chunk.object:x}"
                 raise DamagedError(f"object {name} is damaged at {chunk.offset}+{chunk.length}; run: artfs fsck --data")
-            chunk.verified = True
+            chunk.verified = copy
         return data
 
     def _trim(self) -> None:
@@ -206,8 +364,10 @@ class LocalObjects:
         """Close the namespace's objects; nothing more is written to them.  Who reads a chunk of them (it was lent to a
         clone, or the namespace comes back) opens them again; in memory they stay open until `delete`."""
         with self._lock:
-            self._open.pop((serial, False), None)
-            self._open.pop((serial, True), None)
+            for key in ((serial, False), (serial, True)):
+                found = self._open.pop(key, None)
+                if found is not None:
+                    self._close(found[1], found[2])
             folder = self._folders.pop(serial, None)
             if folder is not None:
                 self.unsynced.pop(folder, None)
@@ -215,6 +375,11 @@ class LocalObjects:
                 self._buried.append((folder, self.readers()[0]))  # an fsync may be at it
             if self.root is not None:
                 self._bury(serial)
+
+    def in_memory(self, serial: int) -> dict[int, int]:
+        """Number → size of the namespace's objects in a store without directories."""
+        with self._lock:
+            return {number: os.fstat(fd).st_size for number, fd in self._table.items() if number >> 32 == serial}
 
     def delete(self, serial: int) -> None:
         """In memory: the namespace's objects are gone; no row names a chunk of them.  Files are the caller's."""

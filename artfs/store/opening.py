@@ -12,9 +12,10 @@ from anyio import to_thread
 from artfs.meta.memory import MemoryEngine
 from artfs.meta.sqlite import SqliteEngine
 from artfs.objects.local import LocalObjects
+from artfs.objects.providers import OpenProviders
 from artfs.sessions.memory import MemorySessions
 from artfs.sessions.sqlite import SqliteSessions
-from artfs.settings import Settings, load_settings
+from artfs.settings import Settings, load_settings, read_store
 from artfs.store.store import Store, running
 from artfs.volume.journal import Journal, NoJournal, TimedJournal
 from artfs.volume.lock import Lock
@@ -31,6 +32,8 @@ async def open_store(root: Path, role: str) -> AsyncIterator[Store]:
         store = await to_thread.run_sync(_assemble, root, settings)
         try:
             store.recovered = await store.shard.recover()
+            await to_thread.run_sync(store.shard.remote.load)
+            await store.attach()
         except BaseException:
             store.sessions.close()
             store.shard.abandon()
@@ -50,8 +53,12 @@ def _assemble(root: Path, settings: Settings) -> Store:
         (root / "objects").mkdir(mode=0o700, exist_ok=True)
         journal = (TimedJournal if settings.profile else Journal)(root / "journal", settings.journal_size)
         _sync_names(root)
-        shard = Shard(engine, journal, LocalObjects(root / "objects"), settings)
-        return Store(root, shard, SqliteSessions(root / "meta.db"), settings)
+        (root / "cache" / "scratch").mkdir(mode=0o700, parents=True, exist_ok=True)
+        providers = OpenProviders(settings, root / "cache" / "scratch")
+        shard = Shard(engine, journal, LocalObjects(root / "objects"), settings, providers)
+        store = Store(root, shard, SqliteSessions(root / "meta.db"), settings)
+        store.identity = read_store(root)
+        return store
     except BaseException:
         engine.close()
         raise

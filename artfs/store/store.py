@@ -23,18 +23,21 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import time_ns
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import anyio
 from anyio import to_thread
 
 from artfs import access as rules
-from artfs.errors import DeniedError, ExpiredError, InvalidError, NotFoundError
+from artfs.blocks import Chunk
+from artfs.errors import ArtfsError, DeniedError, ExpiredError, InvalidError, NotFoundError, UnavailableError
 from artfs.grid import check_id, check_namespace_name, owner_key, parse_scope_dir, scope_dir, session_key
 from artfs.meta import Checkpoint
+from artfs.objects import CODECS, Home
+from artfs.objects.remote import Progress, Waiting
 from artfs.sessions import Session, SessionStore
-from artfs.settings import Settings
+from artfs.settings import Identity, Settings
 from artfs.store.surface import Surface
 from artfs.types import Access, NamespaceType, Principal, Scope, Serial
 from artfs.volume.catalogue import Namespace
@@ -43,6 +46,10 @@ from artfs.volume.rows import HEAD_KEY, Head
 from artfs.volume.shard import Shard
 from artfs.volume.tree import Tree
 from artfs.volume.volume import Volume
+from artfs.volume.waiting import run
+
+if TYPE_CHECKING:
+    from artfs.volume.saving import Saver
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +57,8 @@ TRASH_KEPT = 24 * 3600 * 10**9
 """Nanoseconds for which a destroyed namespace that had checkpoints can be brought back."""
 REAP_INTERVAL = 1.0
 """Seconds between looks at what expires, at most; nearer expiries are waited for exactly."""
+DRAIN_RETRY = 1.0
+"""Seconds between attempts of a drain."""
 NS_PER_S = 10**9
 
 
@@ -65,6 +74,10 @@ class Store:
         self.surfaces: list[Surface] = []
         self.volumes: dict[Serial, Volume] = {}
         self.recovered = 0
+        self.identity: Identity | None = None
+        self.generation = int(shard.engine.record("counter", "generation") or 0)
+        self.saver: Saver | None = None
+        self._used: set[Home] = set()
         self._naming = anyio.Lock()  # renames and deletions of namespaces come one after another
 
     # namespaces
@@ -81,10 +94,13 @@ class Store:
         mode: int = 0o777,
         uid: int | None = None,
         gid: int | None = None,
+        provider: str | None = None,
+        compression: str | None = None,
     ) -> Namespace:
         """A new, empty namespace, durable when this returns.  A name that is taken is an error; without a name its id
-        is its entry.  `ttl` in seconds.
-        Errors: InvalidError, ExistsError, ExpiredError and NotFoundError (the session)."""
+        is its entry.  `ttl` in seconds.  `provider`: a URL, "" for the store's own directory; `compression`: "" or
+        "zstd"; None: as the settings say.
+        Errors: InvalidError, ExistsError, ExpiredError and NotFoundError (the session); as `Provider.check`."""
         check_id("sandbox", sandbox)
         owner = owner_key(scope, owner)
         if name is not None:
@@ -95,6 +111,9 @@ class Store:
             assert owner is not None
             self.session(sandbox, owner)
         settings = self.settings
+        home = self._home(scope, type, provider, compression)
+        if home is not None:
+            await self.use_provider(home)
         id = f"ns-{uuid4().hex[:12]}"
         namespace = Namespace(
             serial=self.catalogue.next_serial(),
@@ -112,11 +131,66 @@ class Store:
             gid=_first(gid, settings.gid, os.getgid()),
             umask=settings.umask,
             metadata=dict(metadata or {}),
+            provider=home.provider if home is not None else "",
+            codec=home.codec if home is not None else "",
         )
         await self.shard.create(namespace, mode & ~settings.umask)
         await self.shard.commit()
         await self._tell_grid(namespace)
         return namespace
+
+    def _home(self, scope: Scope, type: NamespaceType, provider: str | None, compression: str | None) -> Home | None:
+        settings = self.settings
+        url = settings.providers.get(scope, settings.provider) if provider is None else provider
+        if not url:
+            return None
+        if self.root is None:
+            raise InvalidError(f"a store in memory keeps its bytes there; open one with a root to use {url}")
+        compression = settings.compression if compression is None else compression
+        if type is NamespaceType.BLOB:
+            compression = ""
+        codec = "+".join(filter(None, (compression, "aes" if settings.encryption_key else "")))
+        from artfs.objects.opening import canonical_url
+
+        if codec not in CODECS:
+            raise InvalidError(f"there is no compression {compression!r}; use zstd, or leave it out")
+        return Home(canonical_url(url), codec)
+
+    async def attach(self) -> None:
+        """Look at the providers that this store uses, at its start.  One that does not answer is left for later: what
+        is cached can be read, and what is written waits.  Namespaces of a provider that has not outlived the last
+        process are gone.  Errors: as `use_provider`."""
+        homes = {namespace.home for namespace in self.catalogue.by_serial.values() if namespace.home is not None}
+        for scope in Scope:
+            home = self._home(scope, NamespaceType.BLOB, None, None)
+            if home is not None:
+                homes.add(home)
+        for home in sorted(homes, key=lambda home: (home.provider, home.codec)):
+            try:
+                await self.use_provider(home)
+            except UnavailableError as error:
+                log.warning("%s; going on without it", error)
+        for namespace in list(self.catalogue.by_serial.values()):
+            home = namespace.home
+            if home is not None and not self.shard.remote.providers.get(home).capabilities.durable:
+                await self._reap_namespace(namespace)
+
+    async def use_provider(self, home: Home) -> None:
+        """See that the provider is there, that it is ours, and that we may use it; once.  Errors: `Provider.check`,
+        InvalidError and BusyError if its place belongs to another store."""
+        if home in self._used:
+            return
+        plain = self.shard.remote.providers.get(Home(home.provider))
+        if home.codec:
+            self.shard.remote.providers.get(home)
+        if Home(home.provider) not in self._used:
+            await plain.check()
+            from artfs.objects.marker import claim
+
+            if self.identity is not None and plain.capabilities.durable:
+                await claim(plain, self.identity.uuid, self.generation)
+            self._used.add(Home(home.provider))
+        self._used.add(home)
 
     def volume(self, namespace: Namespace) -> Volume:
         """Errors: NotFoundError, ExpiredError."""
@@ -277,6 +351,67 @@ class Store:
         for surface in self.surfaces:
             await surface.names_changed(names)
 
+    # providers
+    async def sync(self, namespace: Namespace | None = None, progress: Progress | None = None) -> None:
+        """Everything that was written before this call (to that namespace) is in its provider, and so is the metadata:
+        it survives the loss of this host.  Errors: UnavailableError, or what the provider said; uploads go on then."""
+        remote = self.shard.remote
+        wanted = None if namespace is None else self.alive(namespace).home
+        volumes = list(self.volumes.values()) if namespace is None else [self.volume(namespace)]
+        for volume in volumes:
+            await self.settle(volume)
+        await self.shard.commit()
+        if namespace is None:
+            await remote.push(None, progress)
+        elif wanted is not None:
+            serials = {serial for serial, home in remote.homes.items() if home.provider == wanted.provider}
+            await remote.push(serials, progress)
+        if self.saver is not None and (namespace is None or wanted is not None):
+            await self.saver.save()
+
+    async def drain(self, progress: Progress | None = None) -> Waiting:
+        """`sync` for as long as `drain_limit`; returns what is left, which the next owner uploads."""
+        remote = self.shard.remote
+        with anyio.move_on_after(self.settings.drain_limit):
+            while True:
+                try:
+                    await self.sync(progress=progress)
+                    break
+                except (ArtfsError, OSError) as error:
+                    log.warning("%s", error)
+                    await anyio.sleep(DRAIN_RETRY)
+        return remote.waiting()
+
+    async def warm_up(
+        self, namespace: Namespace, path: bytes = b"", progress: Progress | None = None
+    ) -> tuple[int, int]:
+        """Have the chunks of a file, or of all below a directory, in the cache.  Returns (files, bytes) that it has.
+        Errors: FsError, NotFoundError, UnavailableError, DamagedError."""
+        tree = self.volume(namespace).tree
+        node = tree.root()
+        for part in filter(None, path.split(b"/")):
+            found = await run(tree.lookup, node, part)
+            if found is None:
+                raise NotFoundError(f"{os.fsdecode(path)} is not in {namespace.grid_path}")
+            node = found
+        files = size = 0
+        todo = [node.ino]
+        while todo:
+            node = tree.node(todo.pop())
+            if node.kids is not None:
+                todo += [entry.ino for _, entry in await run(tree.listing, node)]
+            elif node.is_file:
+                files += 1
+                size += node.size
+                for index in tree.indexes(node):
+                    chunks = [source for _, _, source, _ in tree.block(node, index) if isinstance(source, Chunk)]
+                    chunks = [chunk for chunk in chunks if chunk.object >> 32 in self.shard.remote.homes]
+                    if chunks:
+                        await self.shard.remote.bring_all(chunks)
+                if progress is not None:
+                    progress(files, size)
+        return files, size
+
     # sessions
     def session(self, sandbox: str, id: str) -> Session:
         """A live session.  Errors: NotFoundError, ExpiredError."""
@@ -375,6 +510,9 @@ class Store:
         """Commit and reap in the background, until cancelled."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.shard.run)
+            tasks.start_soon(self.shard.remote.run)
+            if self.saver is not None:
+                tasks.start_soon(self.saver.run)
             while True:
                 try:
                     await self.reap()
@@ -444,6 +582,8 @@ class Store:
             "checkpoints": len([c for c in tree.checkpoints if not c.name.startswith("~")]),
             "block_size": namespace.block_size,
             "metadata": namespace.metadata,
+            "provider": namespace.provider,
+            "codec": namespace.codec,
             "root": str(self.root) if self.root else None,
         }
 
@@ -469,5 +609,6 @@ async def running(store: Store) -> AsyncIterator[Store]:
     finally:
         with anyio.CancelScope(shield=True):
             await store.shard.close()
+            await store.shard.remote.providers.close()
     if failure is not None:
         raise failure

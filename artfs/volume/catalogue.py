@@ -118,6 +118,12 @@ class Catalogue:
         self._index(namespace)
         self.records[KIND, namespace.id] = json.dumps(asdict(namespace))
 
+    def put_place(self, namespace: Namespace) -> None:
+        """Where its objects are, which is known for longer than it."""
+        self.records["prefix", str(namespace.serial)] = namespace.prefix
+        if namespace.home is not None:
+            self.records["home", str(namespace.serial)] = json.dumps(asdict(namespace.home))
+
     def remove(self, namespace: Namespace) -> None:
         self._unindex(namespace)
         self.records[KIND, namespace.id] = None

@@ -13,6 +13,7 @@ import errno
 import os
 from abc import abstractmethod
 from collections.abc import Iterator
+from functools import partial
 
 from anyio import to_thread
 
@@ -34,6 +35,10 @@ SHARE_LIMIT = 1 << 30
 """Most bytes that one copy_file_range shares."""
 VERIFY_INLINE = 64 << 10
 """Chunks up to this size are verified at once, larger ones in a thread."""
+SLACK = 4 << 20
+"""A reader that is no further than this from where the last read ended is sequential."""
+STREAMS = 64
+"""Sequential readers that are remembered."""
 
 Segments = tuple[int, ...]
 """(descriptor or -1 for zeros, position, length) again and again."""
@@ -288,6 +293,8 @@ class Data(Inodes):
         size = min(size, node.size - offset)
         if size <= 0:
             return b""
+        if self.backed:
+            self._fetch(node, offset, size)
         segments: list[int] = []
         parts: list[bytes | tuple[int, int, int]] = []
         stored = True
@@ -305,6 +312,46 @@ class Data(Inodes):
                 segments += part
             return tuple(segments)
         return b"".join([_bytes(part) if isinstance(part, tuple) else part for part in parts])
+
+    def _fetch(self, node: Node, offset: int, size: int) -> None:
+        """Have the chunks here that a provider keeps, and those that a sequential reader wants next."""
+        objects = self.objects
+        absent = []
+        for chunk in self._chunks(node, offset, size):
+            if chunk.verified != objects.copies.get(chunk.object, 1):
+                if chunk.length > VERIFY_INLINE or not objects.has(chunk):
+                    absent.append(chunk)
+            else:
+                objects.used[chunk.object] = None
+        self._read_ahead(node, offset, offset + size)
+        if absent:
+            raise MustWait(partial(self.owner.fetch, absent))
+
+    def _chunks(self, node: Node, offset: int, size: int) -> Iterator[Chunk]:
+        for index, start, end in self._split(offset, size):
+            for _, source, _ in pieces(self.block(node, index), start, end):
+                if isinstance(source, Chunk):
+                    yield source
+
+    def _read_ahead(self, node: Node, offset: int, end: int) -> None:
+        """`streams`: inode → (where its reader goes on, how far was fetched ahead, how much at a time)."""
+        limit = self.owner.read_ahead
+        if offset == 0 and end >= node.size:
+            return
+        at, until, window = self.streams.pop(node.ino, (0, 0, 0))
+        if not at - SLACK <= offset <= at + SLACK:
+            at = until = window = 0
+        elif end > at:
+            window = min(max(window * 2, self.block_size), limit)
+        at = max(at, end) if window else end
+        goal = min(at + window, node.size)
+        if window and goal - until > window // 2:
+            for chunk in self._chunks(node, max(until, at), goal - max(until, at)) if goal > max(until, at) else ():
+                self.owner.fetch_ahead(chunk)
+            until = goal
+        self.streams[node.ino] = at, until, window
+        if len(self.streams) > STREAMS:
+            del self.streams[next(iter(self.streams))]
 
     def _segment(self, chunk: Chunk, skip: int, count: int) -> tuple[int, int, int]:
         if not chunk.verified:

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import errno
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from time import clock_gettime_ns
 from typing import TYPE_CHECKING, Protocol
 
-from artfs.blocks import Block
+from artfs.blocks import Block, Chunk
 from artfs.errors import ArtfsError, DamagedError, FsError
 from artfs.meta import Engine
 from artfs.objects.local import LocalObjects
@@ -47,9 +47,20 @@ class Owner(Protocol):
     failure: ArtfsError | None
     node_cache: int
     inline_limit: int
+    read_ahead: int
+    crowded: bool
 
     async def wait_room(self) -> None:
         """Until the journal has room again.  Errors: FsError ENOSPC or EIO after the limit."""
+
+    async def wait_uploads(self) -> None:
+        """Until providers have taken enough (not `crowded`).  Errors: FsError ENOSPC or EIO after the limit."""
+
+    async def fetch(self, chunks: Sequence[Chunk]) -> None:
+        """Have them here, verified.  Errors: FsError EIO."""
+
+    def fetch_ahead(self, chunk: Chunk) -> None:
+        """It is wanted soon."""
 
     def damaged(self, error: ArtfsError) -> None:
         """Bytes or rows failed their check: report it, and take no more changes."""
@@ -63,7 +74,8 @@ def now() -> int:
 class Inodes(RowSet, ABC):
     """`number` is the upper half of the kernel's inode numbers: the namespace's serial, or that of a checkpoint's
     view.  `orphans`: inodes without a name, with the batch in which they lost it if no other has rows of them.
-    `gate` holds changes up while a restore runs; `locked` says that a change must look at `_refuse` first."""
+    `gate` holds changes up while a restore runs; `locked` says that a change must look at `_refuse` first; `backed`:
+    a provider keeps its objects."""
 
     def __init__(
         self,
@@ -78,9 +90,11 @@ class Inodes(RowSet, ABC):
         self.owner = owner
         self.objects = owner.objects
         self.journal = owner.log
+        self.backed = serial in owner.objects.backed
+        self.streams: dict[int, tuple[int, int, int]] = {}
         self.block_size = block_size
         self.number = int(serial) if number is None else number
-        self.locked = at is not None
+        self.locked = at is not None or (self.backed and owner.crowded)
         self.read_only = at is not None
         self.gate: Callable[[], Awaitable[None]] | None = None
         self.nodes: dict[int, Node] = {}
@@ -190,6 +204,8 @@ class Inodes(RowSet, ABC):
             raise MustWait(self.gate)
         if self.owner.failure is not None:
             raise FsError(errno.EROFS)
+        if self.backed and self.owner.crowded and not frees:
+            raise MustWait(self.owner.wait_uploads)
         if self.journal.used >= (self.journal.hard if frees else self.journal.soft):
             raise MustWait(self.owner.wait_room)
 

@@ -71,7 +71,7 @@ def _apply(shard: Shard, tree: Tree, kind: bytes, body: bytes, at: int, data: by
         tree.replay_write(ino, offset, data[:length])
     elif kind == b"B":
         _, ino, offset, length, number, place, digest = J.STORE.unpack_from(body, at)
-        tree.replay_store(ino, offset, Chunk(number, place, length, digest, True))
+        tree.replay_store(ino, offset, Chunk(number, place, length, digest, 1))
     elif kind == b"Z":
         _, ino, start, end, what = J.ZERO.unpack_from(body, at)
         tree.replay_zero(ino, start, end, what)

@@ -78,7 +78,7 @@ def _plan(objects: LocalObjects, block: Block, inline_limit: int) -> list[Extent
     plan: list[Extent | _Group] = []
     rewrite = len(block) - len(loose) > MAX_PIECES
     for run in runs(block):
-        if rewrite and len(run) > 1 and run[0][2] is not None:
+        if rewrite and len(run) > 1 and run[0][2] is not None and _all_here(objects, run):
             plan.append(_group(objects, run))
             continue
         touching: list[Extent] = []
@@ -93,6 +93,11 @@ def _plan(objects: LocalObjects, block: Block, inline_limit: int) -> list[Extent
         if touching:
             plan.append(_group(objects, touching))
     return plan
+
+
+def _all_here(objects: LocalObjects, run: Block) -> bool:
+    """Rewriting is for later where a provider would have to be asked."""
+    return not objects.backed or all(objects.has(source) for _, _, source, _ in run if isinstance(source, Chunk))
 
 
 def _group(objects: LocalObjects, extents: list[Extent]) -> _Group:

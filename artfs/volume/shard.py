@@ -16,9 +16,10 @@ the journal.  Nothing is committed meanwhile, because an operation may have stop
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from time import monotonic
@@ -26,10 +27,12 @@ from time import monotonic
 import anyio
 from anyio import to_thread
 
-from artfs.blocks import Block
+from artfs.blocks import Block, Chunk
 from artfs.errors import ArtfsError, DamagedError, FsError, InvalidError, NoSpaceError, UnavailableError
 from artfs.meta import Batch, Engine
+from artfs.objects import Home
 from artfs.objects.local import LocalObjects
+from artfs.objects.remote import NoProviders, Providers, Remote
 from artfs.settings import Settings
 from artfs.types import Epoch, NamespaceType, Serial
 from artfs.volume.catalogue import Catalogue, Namespace
@@ -65,11 +68,23 @@ class ShardStatistics:
 class Shard:
     """See the module.  `run` must be running for anything that waits for room to go on."""
 
-    def __init__(self, engine: Engine, log: Log, objects: LocalObjects, settings: Settings) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        log: Log,
+        objects: LocalObjects,
+        settings: Settings,
+        providers: Providers | None = None,
+    ) -> None:
         self.engine = engine
         self.log = log
         self.objects = objects
         self.settings = settings
+        self.remote = Remote(objects, settings, providers or NoProviders())
+        self.remote.on_crowded = self._crowded
+        self.remote.commit = self.commit
+        self.crowded = False
+        self.read_ahead = settings.read_ahead
         self.node_cache = settings.node_cache
         self.inline_limit = settings.inline_limit
         self.catalogue = Catalogue(engine)
@@ -84,10 +99,16 @@ class Shard:
         self._lock = anyio.Lock()
         self._room = anyio.Event()
         self._kick = anyio.Event()
-        for namespace in self.catalogue.by_serial.values():
-            objects.prefixes[namespace.serial] = namespace.prefix
         for serial, prefix in engine.records("prefix").items():
             objects.prefixes[int(serial)] = prefix
+        for serial, home in engine.records("home").items():
+            self.remote.settle(int(serial), Home(**json.loads(home)))
+        for namespace in self.catalogue.by_serial.values():
+            objects.prefixes[namespace.serial] = namespace.prefix
+            self.remote.settle(namespace.serial, namespace.home)
+        if isinstance(log, Journal):
+            objects.logged = lambda: log.position
+            objects.settled = lambda: log.tail
 
     # trees
     def tree(self, namespace: Namespace) -> Tree:
@@ -108,8 +129,10 @@ class Shard:
             self.damaged(error)
             raise
         self.objects.register(namespace.serial, namespace.prefix, tree.head.objects)
-        tree.locked = self.failure is not None
+        tree.locked |= self.failure is not None
         tree.blob = namespace.type is NamespaceType.BLOB
+        if tree.blob:
+            self.objects.unbounded.add(namespace.serial)
         self.trees[namespace.serial] = tree
         return tree
 
@@ -125,7 +148,8 @@ class Shard:
         # From here on nothing may wait: a namespace without its root must never be committed.
         await self.wait_room(MAKING)
         self.catalogue.put(namespace)
-        self.catalogue.records["prefix", str(namespace.serial)] = namespace.prefix
+        self.catalogue.put_place(namespace)
+        self.remote.settle(namespace.serial, namespace.home)
         self._swept.add(namespace.serial)
         tree = self._open(namespace)
         tree.make_root(mode, namespace.uid, namespace.gid)
@@ -181,6 +205,39 @@ class Shard:
                 await room.wait()
             if scope.cancelled_caught or monotonic() > limit:
                 raise FsError(errno.ENOSPC if isinstance(self.trouble, NoSpaceError) else errno.EIO)
+
+    # providers
+    async def fetch(self, chunks: Sequence[Chunk]) -> None:
+        """See `Owner`; for as long as a provider fails it is tried again, up to `wait_limit`."""
+        limit = monotonic() + self.settings.wait_limit
+        delay = RETRY[0]
+        while True:
+            try:
+                with anyio.fail_after(max(limit - monotonic(), 0)):
+                    await self.remote.bring_all(chunks)
+                return
+            except (ArtfsError, OSError) as error:
+                if isinstance(error, DamagedError) or monotonic() + delay >= limit:
+                    log.error("%s", error or "a provider did not answer in time")
+                    raise FsError(errno.EIO) from error
+            await anyio.sleep(delay)
+            delay = min(delay * 2, RETRY[1])
+
+    def fetch_ahead(self, chunk: Chunk) -> None:
+        """See `Owner`."""
+        if chunk.verified != self.objects.copies.get(chunk.object, 1):
+            self.remote.ahead(chunk)
+
+    def _crowded(self, crowded: bool) -> None:
+        self.crowded = crowded
+        for tree in self.trees.values():
+            if tree.backed:
+                tree.locked = crowded or tree.gate is not None or tree.read_only or self.failure is not None
+
+    async def wait_uploads(self) -> None:
+        """See `Owner`."""
+        if not await self.remote.wait_room(self.settings.wait_limit):
+            raise FsError(errno.EIO if self.remote.waiting().error else errno.ENOSPC)
 
     async def commit(self) -> None:
         """Everything that was logged before this call is in the engine when it returns; calls share one commit.

@@ -238,7 +238,8 @@ class Volume:
             async with self.shard.committing():
                 catalogue.lend(self.namespace)
                 catalogue.put(namespace)
-                catalogue.records["prefix", str(namespace.serial)] = namespace.prefix
+                catalogue.put_place(namespace)
+                self.shard.remote.settle(namespace.serial, namespace.home)
                 records = catalogue.records
                 catalogue.records = {}
                 try:
