@@ -277,6 +277,14 @@ class LocalObjects:
             self._writes += 1
             self.unsynced[fd] = self.unsynced[folder] = self._writes
 
+    def begin_exact(self, serial: int) -> ExactObject:
+        """A new object of one writer's own."""
+        with self._lock:
+            fd, number, _ = self._create(serial, False)
+            if serial in self.backed:
+                self._writing[number] = 1
+        return ExactObject(self, number, fd)
+
     def sync(self) -> None:
         """fdatasync of everything appended so far.  Errors: OSError."""
         for grown in (self.unsynced, self.sealing):
@@ -400,6 +408,43 @@ class LocalObjects:
         self._table.clear()
         self._open.clear()
         self._buried.clear()
+
+
+class ExactObject:
+    """An object that holds one stream of bytes and nothing else: each `write` is a chunk.  Nothing may name the chunks
+    before `LocalObjects.sync`, unless a journal record does; `close` when everything that names them is logged."""
+
+    def __init__(self, local: LocalObjects, number: int, fd: int) -> None:
+        self.number = number
+        self.size = 0
+        self._local = local
+        self._fd = fd
+
+    def write(self, data: bytes | memoryview) -> Chunk:
+        """From any thread.  Errors: OSError."""
+        local = self._local
+        chunk = Chunk(self.number, self.size, len(data), xxh3_128_digest(data), 1)
+        _write_rest(self._fd, bytes(data), self.size)
+        self.size += len(data)
+        with local._lock:
+            local._writes += 1
+            local.unsynced[self._fd] = local._writes
+            if self.number >> 32 in local.backed:
+                local.waiting += len(data)
+        return chunk
+
+    def close(self) -> None:
+        """It takes no more, and may be uploaded."""
+        local = self._local
+        with local._lock:
+            if self.number >> 32 in local.backed:
+                local._writing[self.number] = 0
+                local._close(self.number, self.size)
+
+    def abort(self) -> None:
+        """Nothing names it: it is gone."""
+        self.close()
+        self._local.remove(self.number)
 
 
 def _write_rest(fd: int, data: bytes, at: int) -> None:

@@ -2,49 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from time import time_ns
 
-from artfs.errors import NotFoundError, UnavailableError
-from artfs.objects import Capabilities
+from anyio import to_thread
+from xxhash import xxh3_128_hexdigest
+
+from artfs.errors import BusyError, ExistsError, NotFoundError, UnavailableError
+from artfs.objects import Capabilities, Info, check_name
 
 
 class MemoryProvider:
-    """See `artfs.objects.Provider`."""
+    """See `artfs.objects.Provider`.  An etag is the XXH3-128 of the bytes."""
 
+    url = "memory:"
     capabilities = Capabilities(adopts=False, durable=False)
 
     def __init__(self) -> None:
-        self._objects: dict[str, bytes] = {}
+        self._objects: dict[str, tuple[bytes, Info]] = {}
 
-    def _object(self, name: str) -> bytes:
+    def _object(self, name: str) -> tuple[bytes, Info]:
         try:
-            return self._objects[name]
+            return self._objects[check_name(name)]
         except KeyError as error:
             raise NotFoundError(f"object {name} is not in memory") from error
 
-    async def put(self, name: str, source: Path) -> None:
+    async def check(self) -> None:
+        pass
+
+    async def put(self, name: str, source: Path | bytes) -> None:
+        check_name(name)
         try:
-            self._objects[name] = source.read_bytes()
+            data = source if isinstance(source, bytes) else await to_thread.run_sync(source.read_bytes)
         except OSError as error:
-            raise UnavailableError(f"object {name} cannot be read from {source}: {error}") from error
+            raise UnavailableError(f"object {name} cannot be read from {source}: {error.strerror}") from error
+        self._objects[name] = (data, Info(len(data), xxh3_128_hexdigest(data), time_ns()))
+
+    async def create(self, name: str, data: bytes) -> None:
+        if check_name(name) in self._objects:
+            raise ExistsError(f"object {name} is in memory already")
+        await self.put(name, data)
 
     async def get(self, name: str, offset: int, length: int) -> bytes:
-        data = self._object(name)[offset : offset + length]
+        data = self._object(name)[0][offset : offset + length]
         if len(data) != length:
             raise UnavailableError(f"object {name} ends before {offset + length}")
         return data
 
-    async def size(self, name: str) -> int:
-        return len(self._object(name))
+    async def head(self, name: str) -> Info:
+        return self._object(name)[1]
 
-    async def delete(self, name: str) -> None:
-        self._objects.pop(name, None)
+    async def copy(self, source: str, target: str, etag: str | None = None) -> None:
+        data, info = self._object(source)
+        if etag is not None and info.etag != etag:
+            raise BusyError(f"object {source} has changed: its etag is {info.etag}, no longer {etag}")
+        await self.put(target, data)
+
+    async def delete(self, names: Sequence[str]) -> None:
+        for name in names:
+            self._objects.pop(check_name(name), None)
 
     async def list(self, prefix: str) -> AsyncIterator[tuple[str, int]]:
-        for name in sorted(self._objects):
-            if name.startswith(prefix):
-                yield name, len(self._objects[name])
+        for name in sorted(name for name in self._objects if name.startswith(prefix)):
+            if name in self._objects:
+                yield name, self._objects[name][1].size
 
     async def close(self) -> None:
-        self._objects.clear()
+        pass

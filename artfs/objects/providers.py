@@ -18,6 +18,12 @@ class OpenProviders:
         self._open: dict[Home, Provider] = {}
         self._key: bytes | None = None
 
+    def canonical(self, url: str) -> str:
+        """Errors: InvalidError."""
+        from artfs.objects.opening import canonical_url
+
+        return canonical_url(url)
+
     def get(self, home: Home) -> Provider:
         """Errors: InvalidError for a URL or a key that cannot be used."""
         provider = self._open.get(home)

@@ -83,7 +83,9 @@ class CacheStatistics:
 
 
 class Providers(Protocol):
-    """`get` opens a provider once, and checks nothing."""
+    """`get` opens a provider once, and checks nothing.  `canonical`: the one spelling of a URL."""
+
+    def canonical(self, url: str) -> str: ...
 
     def get(self, home: Home) -> Provider: ...
 
@@ -92,6 +94,9 @@ class Providers(Protocol):
 
 class NoProviders:
     """Of a store whose namespaces all live in its own directory."""
+
+    def canonical(self, url: str) -> str:
+        raise InvalidError(f"this store has no providers: {url} cannot be used")
 
     def get(self, home: Home) -> Provider:
         raise InvalidError(f"this store has no providers: {home.provider} cannot be used")
@@ -391,7 +396,8 @@ class Remote:
             try:
                 while True:
                     self._kick = anyio.Event()
-                    self.local.close_objects(born_before=time_ns() - int(self.settings.upload_delay * NS))
+                    age = None if self.crowded else time_ns() - int(self.settings.upload_delay * NS)
+                    self.local.close_objects(born_before=age)
                     wait = self._start_uploads(tasks)
                     self._look_at_room()
                     if self._copies and (self._over() or self._free() < self.settings.cache_reserve):

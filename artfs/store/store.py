@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -57,6 +57,8 @@ TRASH_KEPT = 24 * 3600 * 10**9
 """Nanoseconds for which a destroyed namespace that had checkpoints can be brought back."""
 REAP_INTERVAL = 1.0
 """Seconds between looks at what expires, at most; nearer expiries are waited for exactly."""
+BURY_RETRY = 1.0, 300.0
+"""Seconds between attempts to delete the objects of namespaces that are gone: at first, at most."""
 DRAIN_RETRY = 1.0
 """Seconds between attempts of a drain."""
 NS_PER_S = 10**9
@@ -78,6 +80,7 @@ class Store:
         self.generation = int(shard.engine.record("counter", "generation") or 0)
         self.saver: Saver | None = None
         self._used: set[Home] = set()
+        self._doom = anyio.Event()
         self._naming = anyio.Lock()  # renames and deletions of namespaces come one after another
 
     # namespaces
@@ -150,11 +153,9 @@ class Store:
         if type is NamespaceType.BLOB:
             compression = ""
         codec = "+".join(filter(None, (compression, "aes" if settings.encryption_key else "")))
-        from artfs.objects.opening import canonical_url
-
         if codec not in CODECS:
             raise InvalidError(f"there is no compression {compression!r}; use zstd, or leave it out")
-        return Home(canonical_url(url), codec)
+        return Home(self.shard.remote.providers.canonical(url), codec)
 
     async def attach(self) -> None:
         """Look at the providers that this store uses, at its start.  One that does not answer is left for later: what
@@ -185,9 +186,9 @@ class Store:
             self.shard.remote.providers.get(home)
         if Home(home.provider) not in self._used:
             await plain.check()
-            from artfs.objects.marker import claim
-
             if self.identity is not None and plain.capabilities.durable:
+                from artfs.objects.marker import claim
+
                 await claim(plain, self.identity.uuid, self.generation)
             self._used.add(Home(home.provider))
         self._used.add(home)
@@ -263,8 +264,10 @@ class Store:
         nodes = await volume.destroy()
         self.volumes.pop(namespace.serial, None)
         await self._tell_gone(namespace, nodes)
-        if namespace.serial not in self.catalogue.lent:
-            await self._delete_objects(namespace)
+        if namespace.home is None:
+            await self._bury([namespace.serial])
+        else:
+            self._doom.set()
         return False
 
     async def undelete_namespace(self, id: str) -> Namespace:
@@ -511,6 +514,7 @@ class Store:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.shard.run)
             tasks.start_soon(self.shard.remote.run)
+            tasks.start_soon(self._bury_for_ever)
             if self.saver is not None:
                 tasks.start_soon(self.saver.run)
             while True:
@@ -541,19 +545,30 @@ class Store:
             await surface.gone(namespace, nodes)
         await self._tell_grid(namespace)
 
-    async def _delete_objects(self, namespace: Namespace) -> None:
-        if self.root is None:
-            self.shard.objects.delete(namespace.serial)
-            return
-        folder = self.root / "objects" / namespace.prefix
+    async def _bury(self, serials: Collection[int]) -> None:
+        """Delete the objects of namespaces that are gone, by prefix; of those to which nothing was lent.
+        Errors: UnavailableError, OSError; what is left is in the records."""
+        for serial in serials:
+            if serial in self.catalogue.doomed:
+                await self.shard.remote.discard_namespace(serial)
+                self.catalogue.buried(serial)
 
-        def work() -> None:
-            if folder.is_dir():
-                for path in folder.iterdir():
-                    path.unlink(missing_ok=True)
-                folder.rmdir()
-
-        await to_thread.run_sync(work)
+    async def _bury_for_ever(self) -> None:
+        """Of what lives in providers: after the saved metadata has forgotten it."""
+        delay = BURY_RETRY[0]
+        while True:
+            self._doom = anyio.Event()
+            doomed = sorted(self.catalogue.doomed)
+            try:
+                if doomed and self.saver is not None:
+                    await self.saver.save()
+                await self._bury(doomed)
+                delay = BURY_RETRY[0]
+                await self._doom.wait()
+            except (ArtfsError, OSError) as error:
+                log.warning("objects of deleted namespaces are still there, again in %.0f s: %s", delay, error)
+                await anyio.sleep(delay)
+                delay = min(delay * 2, BURY_RETRY[1])
 
     def usage(self, namespace: Namespace) -> tuple[int, int]:
         """(bytes, inodes) of what it holds now, in O(1), and without opening it."""

@@ -78,6 +78,7 @@ class Catalogue:
             fields["scope"] = Scope(fields["scope"])
             self._index(Namespace(**fields))
         self.lent = {int(id) for id in engine.records("lent")}
+        self.doomed = {int(id) for id in engine.records("doomed")}
 
     def _index(self, namespace: Namespace) -> None:
         self.by_serial[namespace.serial] = namespace
@@ -116,6 +117,9 @@ class Catalogue:
         if old is not None:
             self._unindex(old)
         self._index(namespace)
+        if namespace.serial in self.doomed:
+            self.doomed.discard(namespace.serial)
+            self.records["doomed", str(namespace.serial)] = None
         self.records[KIND, namespace.id] = json.dumps(asdict(namespace))
 
     def put_place(self, namespace: Namespace) -> None:
@@ -125,8 +129,18 @@ class Catalogue:
             self.records["home", str(namespace.serial)] = json.dumps(asdict(namespace.home))
 
     def remove(self, namespace: Namespace) -> None:
+        """If nothing of it was lent its objects are to be deleted, which is written down with it."""
         self._unindex(namespace)
         self.records[KIND, namespace.id] = None
+        if namespace.serial not in self.lent:
+            self.doomed.add(namespace.serial)
+            self.records["doomed", str(namespace.serial)] = ""
+
+    def buried(self, serial: int) -> None:
+        """Nothing of a doomed namespace is left."""
+        self.doomed.discard(serial)
+        for kind in ("doomed", "prefix", "home"):
+            self.records[kind, str(serial)] = None
 
     def lend(self, namespace: Namespace) -> None:
         """Chunks of its objects are about to be named by a clone: its objects outlive it."""

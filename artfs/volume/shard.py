@@ -236,6 +236,7 @@ class Shard:
 
     async def wait_uploads(self) -> None:
         """See `Owner`."""
+        self.kick()
         if not await self.remote.wait_room(self.settings.wait_limit):
             raise FsError(errno.EIO if self.remote.waiting().error else errno.ENOSPC)
 
