@@ -5,7 +5,8 @@ xattrs, on any inode of a namespace; what they act on is that inode's own namesp
     set user.artfs.checkpoint NAME      make a checkpoint          get user.artfs.checkpoints   names, a line each
     set user.artfs.restore NAME         restore it                 get user.artfs.namespace     JSON: what this is
     set user.artfs.delete NAME          delete it                  get user.artfs.usage         JSON: bytes and inodes
-    set user.artfs.clone NEW [FROM]     branch, in the same scope  get user.artfs.dirty         JSON: not committed yet
+    set user.artfs.clone NEW [FROM]     branch, in the same scope  get user.artfs.dirty         JSON: what waits, `_dirty`
+    set user.artfs.sync local|remote    returns when what was written before is on the disk, or with its provider
 
 They are not listed.  ioctls: see `artfs.control`, the client's side.
 """
@@ -16,6 +17,7 @@ import errno
 import json
 import os
 from collections.abc import Awaitable, Callable
+from time import time_ns
 from typing import Any, Protocol
 
 from artfs.control import CHECKPOINT, CLONE, DELETE, RESTORE, pack_result, unpack_names
@@ -23,6 +25,7 @@ from artfs.errors import ArtfsError, FsError
 from artfs.fuse.virtual import Numbers, VirtualTree, file, folder, later
 from artfs.grid import NAME_MAX
 from artfs.meta import Checkpoint
+from artfs.store.store import Store
 from artfs.volume.catalogue import Namespace
 from artfs.volume.node import Dentry, Node
 from artfs.volume.tree import Tree
@@ -31,12 +34,16 @@ from artfs.volume.waiting import MustWait
 
 XATTR_PREFIX = b"user.artfs."
 IOCTLS = frozenset((CHECKPOINT, RESTORE, CLONE, DELETE))
-SETTERS = {b"checkpoint", b"restore", b"delete", b"clone"}
+SETTERS = {b"checkpoint", b"restore", b"delete", b"clone", b"sync"}
+LEVELS = {"local", "remote"}
+NS = 10**9
 DIR_TYPE = 4
 
 
 class Actions(Protocol):
     """What the store does for the mount; each settles what the kernel still holds before it acts."""
+
+    store: Store
 
     def volume(self, tree: Tree) -> Volume: ...
 
@@ -107,10 +114,19 @@ class Control:
             return json.dumps(self.actions.describe(volume.namespace)).encode()
         if what == b"usage":
             return json.dumps({"bytes": tree.used_bytes, "inodes": tree.used_inodes}).encode()
-        batches = [*tree.closed_batches, tree.open_batch]
-        return json.dumps(
-            {"rows": sum(len(b.rows) for b in batches), "blocks": sum(len(b.blocks) for b in batches)}
-        ).encode()
+        return json.dumps(self._dirty(volume)).encode()
+
+    def _dirty(self, volume: Volume) -> dict[str, Any]:
+        """`rows` and `blocks` that no commit has; `waiting`: bytes and objects of the store that no provider has yet,
+        seconds since the first of them came (null: nothing waits), and why the last upload failed, if it did."""
+        batches = [*volume.tree.closed_batches, volume.tree.open_batch]
+        waiting = self.actions.store.shard.remote.waiting()
+        age = None if waiting.oldest is None else max(time_ns() - waiting.oldest, 0) / NS
+        return {
+            "rows": sum(len(b.rows) for b in batches),
+            "blocks": sum(len(b.blocks) for b in batches),
+            "waiting": {"bytes": waiting.bytes, "objects": waiting.objects, "age": age, "error": waiting.error},
+        }
 
     def setxattr(self, node: Node, name: bytes, value: bytes) -> Callable[[], Awaitable[None]] | None:
         """The work that setting one of ours asks for; None if it is not one."""
@@ -125,12 +141,33 @@ class Control:
             text = os.fsdecode(value.rstrip(b"\0\n"))
         except ValueError:
             raise FsError(errno.EINVAL) from None
+        if what == b"sync":
+            return self._sync(self.actions.volume(node.tree), text)
         command = {b"checkpoint": CHECKPOINT, b"restore": RESTORE, b"delete": DELETE, b"clone": CLONE}[what]
         first, _, second = text.partition(" ") if command == CLONE else (text, "", "")
         volume = self.actions.volume(node.tree)
 
         async def work() -> None:
             await self._act(volume, command, first, second or None)
+
+        return work
+
+    def _sync(self, volume: Volume, level: str) -> Callable[[], Awaitable[None]]:
+        if level not in LEVELS:
+            raise FsError(errno.EINVAL)
+
+        async def work() -> None:
+            store = self.actions.store
+            try:
+                if level == "remote":
+                    await store.sync(volume.namespace)
+                else:
+                    await store.settle(volume)
+                await store.shard.sync()
+            except FsError:
+                raise
+            except ArtfsError as error:
+                raise FsError(error.errno) from error
 
         return work
 

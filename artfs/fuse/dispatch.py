@@ -47,7 +47,7 @@ FUNCTIONS: dict[Opcode, str] = {
     Opcode.GETXATTR: "getxattr",
     Opcode.LISTXATTR: "listxattr",
     Opcode.REMOVEXATTR: "removexattr",
-    Opcode.FLUSH: "nothing",
+    Opcode.FLUSH: "close_file",
     Opcode.OPENDIR: "opendir",
     Opcode.READDIR: "readdir",
     Opcode.RELEASEDIR: "nothing",
@@ -61,7 +61,9 @@ FUNCTIONS: dict[Opcode, str] = {
     Opcode.COPY_FILE_RANGE: "copy_file_range",
     Opcode.TMPFILE: "tmpfile",
 }
-NEVER_REFUSED = frozenset(("lookup", "forget", "nothing", "statfs", "read", "write", "fsync", "readdir", "readdirplus"))
+NEVER_REFUSED = frozenset(
+    ("lookup", "forget", "nothing", "close_file", "statfs", "read", "write", "fsync", "readdir", "readdirplus")
+)
 """LOOKUP never refuses a name that another may have cached; what works on an open file was checked when it was opened
 (and its requests come from the kernel's writeback, for nobody)."""
 MUTATORS = frozenset(
@@ -161,11 +163,11 @@ class Dispatch:
             self.native.handler(opcode, self.functions[name], self.guard is not None or name in WITH_CALLER)
         self.native.handler(Opcode.FORGET, self.requests.forget, False)
         if no_open:
-            for opcode in (Opcode.OPEN, Opcode.OPENDIR, Opcode.FLUSH):
+            for opcode in (Opcode.OPEN, Opcode.OPENDIR):
                 self.native.constant(opcode, -errno.ENOSYS)
         for opcode in (Opcode.RELEASE, Opcode.RELEASEDIR):
             self.native.constant(opcode, 0)
-        if not no_open:
+        if self.requests.remote is None:
             self.native.constant(Opcode.FLUSH, -errno.ENOSYS)
 
     def start(self, tasks: trio.Nursery) -> None:

@@ -253,8 +253,13 @@ class InfoTree(VirtualTree):
         store = self.grid.store
         if name == b"status":
             document: dict[str, Any] = {"root": str(store.root), **asdict(store.shard.statistics())}
+            document["waiting"] = asdict(store.shard.remote.waiting())
         elif name == b"stats":
-            document = self.grid.status()
+            document = {
+                **self.grid.status(),
+                "waiting": asdict(store.shard.remote.waiting()),
+                "cache": asdict(store.shard.remote.statistics()),
+            }
         elif name == b"config":
             document = store.settings.model_dump(mode="json")
         else:

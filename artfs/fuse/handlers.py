@@ -154,14 +154,14 @@ class Handlers(pyfuse3.Operations):
         return int(await self.ask("write", None, fh, off, buf, flags))
 
     async def flush(self, fh: int) -> None:
-        pass
+        await self.ask("close_file", None, fh)
 
     async def release(self, fh: int) -> None:
         pass
 
     async def fsync(self, fh: int, datasync: bool) -> None:
-        self.requests.tell_blocks(fh)
-        await self.ask("sync", None)
+        if await self.ask("fsync", None, fh, 0):
+            await self.ask("sync", None)
 
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
         await self.ask("opendir", ctx, inode, 0)

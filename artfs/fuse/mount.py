@@ -11,6 +11,7 @@ first.
 from __future__ import annotations
 
 import ctypes
+import errno
 import logging
 import os
 import sys
@@ -24,7 +25,7 @@ from typing import Any
 import trio
 from trio import to_thread
 
-from artfs.errors import ArtfsError, NotFoundError
+from artfs.errors import ArtfsError, FsError, NotFoundError
 from artfs.fuse import native as native_module
 from artfs.fuse.control import Control
 from artfs.fuse.dispatch import Dispatch, Guard
@@ -94,6 +95,7 @@ class Mount:
             sync=store.shard.sync,
             stale_blocks=self._stale_blocks,
             refused=self._refused,
+            remote=self._reach_remote if store.settings.durability == "remote" else None,
         )
         if options.checked or not options.principal.admin:
             self.guard = Guard(self.requests, self._resolve, self._permit, checked=options.checked)
@@ -235,6 +237,15 @@ class Mount:
         if self.native is not None:
             with suppress(OSError):
                 await to_thread.run_sync(self.native.notify_inode, num, 0, UNTIL_CLOSED)
+
+    async def _reach_remote(self, tree: Tree) -> None:
+        """Errors: FsError EIO if the provider has not got everything within `wait_limit`."""
+        try:
+            with trio.fail_after(self.store.settings.wait_limit):
+                await self.store.sync(self.store.volume_of(tree).namespace, settle=False)
+        except (ArtfsError, OSError, trio.TooSlowError) as error:
+            log.warning("not durable in the provider yet: %s", error or "it did not answer in time")
+            raise FsError(errno.EIO) from error
 
     def _stale_blocks(self, num: int) -> None:
         """On the loop, inside a request that holds the inode: attributes alone are dropped without waiting."""

@@ -41,7 +41,8 @@ needs no request and the kernel caches writes, a write(2) to them fails only bec
 
 class Requests:
     """`valid`: seconds that the kernel may keep names and attributes of namespaces.  `cached`: the kernel caches
-    writes, so that what it holds must be flushed before holes are looked for."""
+    writes, so that what it holds must be flushed before holes are looked for.  `remote`: what fsync and close wait
+    for, if that is more than the local disk."""
 
     def __init__(
         self,
@@ -56,6 +57,7 @@ class Requests:
         sync: Callable[[], Awaitable[None]],
         stale_blocks: Callable[[int], Any],
         refused: Callable[[int], Any],
+        remote: Callable[[Tree], Awaitable[None]] | None = None,
     ) -> None:
         self.held: dict[int, Node] = {1: root}
         self.root = root
@@ -68,6 +70,7 @@ class Requests:
         self.sync = sync
         self.stale_blocks = stale_blocks
         self.refused = refused
+        self.remote = remote
         self.grown: set[int] = set()  # st_blocks unknown to the kernel, which asks after a close but not an fsync
         self.negative = wire.negative(valid)
         self.unknown = wire.negative(0)
@@ -235,8 +238,26 @@ class Requests:
         return wire.opened(0)
 
     def nothing(self, ino: int) -> int:
-        """RELEASE, RELEASEDIR, FLUSH: nothing hangs on a handle."""
+        """RELEASE, RELEASEDIR: nothing hangs on a handle."""
         return 0
+
+    def close_file(self, ino: int) -> int:
+        """FLUSH: somebody closes a descriptor."""
+        self._reach_remote(self.node(ino))
+        return 0
+
+    def _reach_remote(self, node: Node) -> None:
+        """Where that is what durability means: wait until the provider has everything."""
+        tree = node.tree
+        if self.remote is not None and isinstance(tree, Tree) and tree.backed and not tree.read_only:
+            remote = self.remote
+
+            async def work() -> int:
+                await self.sync()
+                await remote(tree)
+                return 0
+
+            later(work)
 
     def read(self, ino: int, offset: int, size: int) -> bytes | tuple[int, ...]:
         node = self.held[ino]
@@ -257,6 +278,8 @@ class Requests:
 
     def fsync(self, ino: int, datasync: int) -> list[int]:
         self.tell_blocks(ino)
+        if self.remote is not None:
+            self._reach_remote(self.node(ino))
         return self.descriptors()
 
     def tell_blocks(self, ino: int) -> None:

@@ -84,6 +84,16 @@ class Provider(Protocol):
     async def close(self) -> None: ...
 
 
+class Providers(Protocol):
+    """`get` opens a provider once, and checks nothing.  `canonical`: the one spelling of a URL."""
+
+    def canonical(self, url: str) -> str: ...
+
+    def get(self, home: Home) -> Provider: ...
+
+    async def close(self) -> None: ...
+
+
 class Signer(Protocol):
     """What a provider with `Capabilities.signs` has besides.  Times are seconds from now, parts count from 1."""
 

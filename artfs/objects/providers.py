@@ -10,7 +10,7 @@ from artfs.settings import Settings
 
 
 class OpenProviders:
-    """See `artfs.objects.remote.Providers`.  `scratch`: a directory for encoded objects on their way."""
+    """See `artfs.objects.Providers`.  `scratch`: a directory for encoded objects on their way."""
 
     def __init__(self, settings: Settings, scratch: Path) -> None:
         self.settings = settings

@@ -355,13 +355,16 @@ class Store:
             await surface.names_changed(names)
 
     # providers
-    async def sync(self, namespace: Namespace | None = None, progress: Progress | None = None) -> None:
+    async def sync(
+        self, namespace: Namespace | None = None, progress: Progress | None = None, *, settle: bool = True
+    ) -> None:
         """Everything that was written before this call (to that namespace) is in its provider, and so is the metadata:
-        it survives the loss of this host.  Errors: UnavailableError, or what the provider said; uploads go on then."""
+        it survives the loss of this host.  Without `settle` a mount's kernel is not asked for what it still holds.
+        Errors: UnavailableError, or what the provider said; uploads go on then."""
         remote = self.shard.remote
         wanted = None if namespace is None else self.alive(namespace).home
         volumes = list(self.volumes.values()) if namespace is None else [self.volume(namespace)]
-        for volume in volumes:
+        for volume in volumes if settle else ():
             await self.settle(volume)
         await self.shard.commit()
         if namespace is None:

@@ -159,9 +159,12 @@ class Data(Inodes):
 
     def _store(self, data: bytes | memoryview) -> Chunk:
         try:
-            return self.objects.append(self.serial, data)
+            chunk = self.objects.append(self.serial, data)
         except OSError as error:
             raise FsError(error.errno or errno.EIO) from error
+        if self.backed:
+            self.owner.stored()
+        return chunk
 
     @abstractmethod
     def kill_privileges(self, node: Node) -> bytes:

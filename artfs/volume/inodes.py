@@ -59,6 +59,9 @@ class Owner(Protocol):
     async def fetch(self, chunks: Sequence[Chunk]) -> None:
         """Have them here, verified.  Errors: FsError EIO."""
 
+    def stored(self) -> None:
+        """More bytes wait for a provider."""
+
     def fetch_ahead(self, chunk: Chunk) -> None:
         """It is wanted soon."""
 

@@ -30,9 +30,9 @@ from anyio import to_thread
 from artfs.blocks import Block, Chunk
 from artfs.errors import ArtfsError, DamagedError, FsError, InvalidError, NoSpaceError, UnavailableError
 from artfs.meta import Batch, Engine
-from artfs.objects import Home
+from artfs.objects import Home, Providers
 from artfs.objects.local import LocalObjects
-from artfs.objects.remote import NoProviders, Providers, Remote
+from artfs.objects.remote import NoProviders, Remote
 from artfs.settings import Settings
 from artfs.types import Epoch, NamespaceType, Serial
 from artfs.volume.catalogue import Catalogue, Namespace
@@ -228,6 +228,10 @@ class Shard:
         if chunk.verified != self.objects.copies.get(chunk.object, 1):
             self.remote.ahead(chunk)
 
+    def stored(self) -> None:
+        """See `Owner`."""
+        self.remote.look_at_room()
+
     def _crowded(self, crowded: bool) -> None:
         self.crowded = crowded
         for tree in self.trees.values():
@@ -287,6 +291,7 @@ class Shard:
             tree.committed(batches, sealed, lists)
         if isinstance(self.log, Journal):
             self.log.free(position)
+        self.remote.look_at_room()
         self._room.set()
         self._room = anyio.Event()
 
