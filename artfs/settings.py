@@ -25,7 +25,7 @@ from artfs.errors import DamagedError, ExistsError, FormatError, InvalidError, N
 from artfs.grid import check_id, session_key
 from artfs.types import Principal, Scope
 
-FORMAT = 1
+FORMAT = 2
 """Of a store as a whole: the files below its root.  docs/format.md has its changes."""
 
 STORE_FILE = "store.json"

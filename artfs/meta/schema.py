@@ -10,7 +10,7 @@ Plain rows are stored as born at 1, too.
 
 from __future__ import annotations
 
-FORMAT = 1
+FORMAT = 2
 """The format that this code writes, and the newest that it reads; docs/format.md has its Changes."""
 
 PAGE_SIZE = 8192
@@ -125,6 +125,16 @@ SERIALS = """WITH RECURSIVE found (serial) AS (SELECT min(serial) FROM {table}
         WHERE found.serial IS NOT NULL)
     SELECT serial FROM found WHERE serial IS NOT NULL"""
 VERSIONED_TABLES = ("head", "retired", "checkpoint")
+
+# every version at once; a key's first byte is a range of the primary key
+NAMED = {
+    table: f"SELECT serial, key, born, value FROM {table} WHERE serial = ?1 AND key >= ?2 AND key < ?3"
+    for table in ("head", "retired")
+}
+SWAP = {
+    table: f"UPDATE {table} SET value = ?5 WHERE serial = ?1 AND key = ?2 AND born = ?3 AND value = ?4"
+    for table in ("head", "retired")
+}
 
 # records
 GET_RECORD = "SELECT doc FROM record WHERE kind = ? AND id = ?"

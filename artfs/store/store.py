@@ -100,7 +100,7 @@ class Store:
         provider: str | None = None,
         compression: str | None = None,
     ) -> Namespace:
-        """A new, empty namespace, durable when this returns.  A name that is taken is an error; without a name its id
+        """A new, empty namespace, as durable as any change.  A name that is taken is an error; without a name its id
         is its entry.  `ttl` in seconds.  `provider`: a URL, "" for the store's own directory; `compression`: "" or
         "zstd"; None: as the settings say.
         Errors: InvalidError, ExistsError, ExpiredError and NotFoundError (the session); as `Provider.check`."""
@@ -138,7 +138,6 @@ class Store:
             codec=home.codec if home is not None else "",
         )
         await self.shard.create(namespace, mode & ~settings.umask)
-        await self.shard.commit()
         await self._tell_grid(namespace)
         return namespace
 

@@ -2,7 +2,7 @@
 
 Documents of kind `namespace` in the engine, one for each, all of them in memory here, found by serial, by id and by
 place (sandbox, scope directory, entry).  Changes are put into `records`, which the next commit of the store takes: a
-caller that needs them durable awaits one.
+caller that needs them durable awaits one.  A new namespace is in the journal, too.
 """
 
 from __future__ import annotations
@@ -73,10 +73,7 @@ class Catalogue:
         self.places: dict[tuple[str, str], dict[str, Namespace]] = {}
         self.serial = int(engine.record("counter", "serial") or 1)
         for document in engine.records(KIND).values():
-            fields = json.loads(document)
-            fields["type"] = NamespaceType(fields["type"])
-            fields["scope"] = Scope(fields["scope"])
-            self._index(Namespace(**fields))
+            self._index(unpack(document))
         self.lent = {int(id) for id in engine.records("lent")}
         self.doomed = {int(id) for id in engine.records("doomed")}
 
@@ -120,7 +117,7 @@ class Catalogue:
         if namespace.serial in self.doomed:
             self.doomed.discard(namespace.serial)
             self.records["doomed", str(namespace.serial)] = None
-        self.records[KIND, namespace.id] = json.dumps(asdict(namespace))
+        self.records[KIND, namespace.id] = pack(namespace)
 
     def put_place(self, namespace: Namespace) -> None:
         """Where its objects are, which is known for longer than it."""
@@ -184,6 +181,17 @@ class Catalogue:
 
     def trash(self) -> Iterator[Namespace]:
         return (namespace for namespace in self.by_serial.values() if namespace.trashed is not None)
+
+
+def pack(namespace: Namespace) -> str:
+    return json.dumps(asdict(namespace))
+
+
+def unpack(document: str | bytes) -> Namespace:
+    fields = json.loads(document)
+    fields["type"] = NamespaceType(fields["type"])
+    fields["scope"] = Scope(fields["scope"])
+    return Namespace(**fields)
 
 
 def renamed(namespace: Namespace, name: str) -> Namespace:

@@ -15,6 +15,7 @@ one that it was written behind.  A record never wraps: where the rest of the rin
     Z u64 ino, u64 start, u64 end, u8 kind                                      a hole (0) or allocated zeros (1)
     C u64 from, u64 offset, u64 to, u64 offset, u64 length                      blocks shared by copy_file_range
     K u32 length, JSON                                                          a checkpoint
+    N u32 length, JSON                                                          a new namespace
 
 Invariants:
 1. `append` has handed the record to the kernel when it returns: it survives a killed process, and power loss after the
@@ -53,6 +54,7 @@ STORE = Struct(">cQQIQQ16s")
 ZERO = Struct(">cQQQB")
 SHARE = Struct(">cQQQQQ")
 CHECKPOINT = Struct(">cI")
+NAMESPACE = Struct(">cI")
 LARGEST = 2 << 20
 """No record is longer than this: a write of 1 MiB with its rows."""
 
@@ -233,7 +235,7 @@ def entries(body: bytes) -> Iterator[tuple[bytes, int, int]]:
                 end = at + ROW.size + key + (0 if value == DELETED else value)
             elif kind == b"O":
                 end = at + ORPHAN.size + ORPHAN.unpack_from(body, at)[2]
-            elif kind == b"K":
+            elif kind in (b"K", b"N"):
                 end = at + CHECKPOINT.size + CHECKPOINT.unpack_from(body, at)[1]
             else:
                 end = at + {b"W": WRITE, b"B": STORE, b"Z": ZERO, b"C": SHARE}[kind].size

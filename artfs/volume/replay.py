@@ -14,6 +14,7 @@ from artfs.errors import ArtfsError, DamagedError
 from artfs.meta import Checkpoint
 from artfs.types import Epoch, Serial
 from artfs.volume import journal as J
+from artfs.volume.catalogue import unpack
 from artfs.volume.node import Dentry
 from artfs.volume.rows import DENTRY, U64
 
@@ -29,11 +30,14 @@ def replay(shard: Shard, journal: J.Journal) -> int:
     that names bytes which are not in their object.  Returns the number of records."""
     count = 0
     for serial, body, data in journal.replay():
-        namespace = shard.catalogue.by_serial.get(Serial(serial))
-        if namespace is None:
-            continue
-        tree = shard.trees.get(Serial(serial)) or shard._open(namespace)
         entries = list(J.entries(body))
+        namespace = shard.catalogue.by_serial.get(Serial(serial))
+        if namespace is not None:
+            tree = shard.trees.get(Serial(serial)) or shard._open(namespace)
+        elif entries and entries[0][0] == b"N":
+            tree = shard.found(unpack(body[J.NAMESPACE.size : entries[0][2]]))
+        else:
+            continue
         if not all(_has_bytes(shard, body, kind, start) for kind, start, _ in entries):
             log.warning("the journal names bytes that did not reach the disk; replay ends after %d records", count)
             break
@@ -87,6 +91,8 @@ def _apply(shard: Shard, tree: Tree, kind: bytes, body: bytes, at: int, data: by
         node.unpack(body[at : at + length])
         node.allocated = allocated
         tree.rows[node.key] = node.pack()
+    elif kind == b"N":
+        pass  # see `replay`
     elif kind == b"K":
         _, length = J.CHECKPOINT.unpack_from(body, at)
         at += J.CHECKPOINT.size

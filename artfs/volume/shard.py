@@ -35,8 +35,8 @@ from artfs.objects.local import LocalObjects
 from artfs.objects.remote import NoProviders, Remote
 from artfs.settings import Settings
 from artfs.types import Epoch, NamespaceType, Serial
-from artfs.volume.catalogue import Catalogue, Namespace
-from artfs.volume.journal import Journal, Log
+from artfs.volume.catalogue import Catalogue, Namespace, pack
+from artfs.volume.journal import NAMESPACE, Journal, Log
 from artfs.volume.replay import replay
 from artfs.volume.rowset import Pending
 from artfs.volume.seal import Sealed, seal
@@ -47,7 +47,9 @@ log = logging.getLogger(__name__)
 RETRY = 0.1, 5.0
 """Seconds between attempts of a commit that fails: at first, at most."""
 MAKING = 4096
-"""Bytes of journal that a new namespace takes, at most."""
+"""Bytes of journal that a new namespace takes besides its document, at most."""
+DOCUMENT_MAX = 1 << 20
+"""Bytes of a namespace's document, at most."""
 KICK_SHARE = 4
 """A commit starts when the journal is filled to this part, whatever the interval."""
 
@@ -141,21 +143,35 @@ class Shard:
         return Tree(self, namespace.serial, namespace.block_size, at=epoch, number=number)
 
     async def create(self, namespace: Namespace, mode: int) -> Tree:
-        """Enter it into the catalogue and make its root; durable after the next commit.
-        Errors: ExistsError; FsError EROFS, ENOSPC, EIO."""
+        """Enter it into the catalogue and make its root; as durable as any change of a tree.
+        Errors: ExistsError; InvalidError if its document is too long; FsError EROFS, ENOSPC, EIO."""
+        document = pack(namespace).encode()
+        if len(document) > DOCUMENT_MAX:
+            raise InvalidError(f"the metadata of a namespace may have {DOCUMENT_MAX} bytes of JSON; shorten it")
         if self.failure is not None:
             raise FsError(errno.EROFS)
         # From here on nothing may wait: a namespace without its root must never be committed.
-        await self.wait_room(MAKING)
+        await self.wait_room(MAKING + len(document))
         self.catalogue.put(namespace)
         self.catalogue.put_place(namespace)
         self.remote.settle(namespace.serial, namespace.home)
         self._swept.add(namespace.serial)
         tree = self._open(namespace)
-        tree.make_root(mode, namespace.uid, namespace.gid)
+        tree.make_root(mode, namespace.uid, namespace.gid, NAMESPACE.pack(b"N", len(document)) + document)
         if tree.blob:
-            tree.create(tree.root(), BLOB_DATA, 0o666 & ~namespace.umask, namespace.uid, namespace.gid)
+            self._make_data(tree, namespace)
         return tree
+
+    def _make_data(self, tree: Tree, namespace: Namespace) -> None:
+        tree.create(tree.root(), BLOB_DATA, 0o666 & ~namespace.umask, namespace.uid, namespace.gid)
+
+    def found(self, namespace: Namespace) -> Tree:
+        """Replay: the journal knows of a namespace that the engine has not got."""
+        self.catalogue.put(namespace)
+        self.catalogue.put_place(namespace)
+        self.catalogue.saw_serial(namespace.serial)
+        self.remote.settle(namespace.serial, namespace.home)
+        return self._open(namespace)
 
     def close_tree(self, serial: Serial) -> None:
         tree = self.trees.pop(serial, None)
@@ -332,6 +348,9 @@ class Shard:
             self.log.seek(state)
         count = replay(self, self.log)
         self.log.restart()
+        for serial, tree in self.trees.items():
+            if tree.blob and tree.lookup(tree.root(), BLOB_DATA) is None:  # a crash came between the two records
+                self._make_data(tree, self.catalogue.by_serial[serial])
         self.catalogue.records["journal", "state"] = self.log.state()
         await self.commit()
         return count

@@ -50,8 +50,8 @@ class Tree(Attributes):
         self.lasting = True
         self.checkpoints = self.engine.checkpoints(serial) if at is None else []
 
-    def make_root(self, mode: int, uid: int, gid: int) -> None:
-        """The root directory of a new namespace."""
+    def make_root(self, mode: int, uid: int, gid: int, before: bytes = b"") -> None:
+        """The root directory of a new namespace.  `before`: journal entries of the same record."""
         time = self.begin()
         root = Node(self, ROOT, self.number << 32 | ROOT, S_IFDIR | mode, uid, gid, 0, time)
         root.nlink = 2
@@ -60,7 +60,7 @@ class Tree(Attributes):
         self.numbers = ROOT + 1
         self.used_inodes += 1
         self.nodes[ROOT] = root
-        self.log(self.save(root))
+        self.log(before + self.save(root))
 
     def root(self) -> Node:
         return self.node(ROOT)

@@ -213,7 +213,7 @@ def test_there_is_no_store(store_root: Path, capsys: Capture) -> None:
 
 def test_a_store_of_a_newer_format(store: Path, capsys: Capture) -> None:
     file = store / "store.json"
-    file.write_text(file.read_text().replace('"format": 1', '"format": 99'))
+    file.write_text(file.read_text().replace('"format": 2', '"format": 99'))
     code, _, err = run(capsys, "ls")
     assert code == 6 and "upgrade artfs" in err
 

@@ -190,7 +190,7 @@ def test_errors_of_the_process_in_the_background_come_to_the_front(store_root: P
         assert done.code == code and said in done.err, done
         assert done.json["code"] == code
     file = store_root / "store.json"
-    file.write_text(file.read_text().replace('"format": 1', '"format": 99'))
+    file.write_text(file.read_text().replace('"format": 2', '"format": 99'))
     done = artfs("mount", mount_point)
     assert done.code == 6 and "upgrade artfs" in done.err
     assert not os.path.ismount(mount_point)

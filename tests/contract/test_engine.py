@@ -392,7 +392,7 @@ def test_a_newer_format_is_refused_untouched(tmp_path: Path) -> None:
         raw.execute("UPDATE meta SET value = '99' WHERE name = 'format'")
     raw.close()
     before = path.read_bytes()
-    with pytest.raises(FormatError, match=r"format 99.*up to 1.*upgrade"):
+    with pytest.raises(FormatError, match=r"format 99.*up to 2.*upgrade"):
         SqliteEngine(path)
     assert path.read_bytes() == before
 

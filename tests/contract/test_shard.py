@@ -11,14 +11,14 @@ import pytest
 import trio
 
 from artfs.blocks import Chunk
-from artfs.errors import ArtfsError, FsError, NoSpaceError, UnavailableError
+from artfs.errors import ArtfsError, FsError, InvalidError, NoSpaceError, UnavailableError
 from artfs.meta import Batch
 from artfs.meta.sqlite import SqliteEngine
 from artfs.objects.local import LocalObjects
 from artfs.sessions.memory import MemorySessions
 from artfs.settings import Settings
 from artfs.store.store import Store
-from artfs.types import Scope
+from artfs.types import NamespaceType, Scope
 from artfs.volume.catalogue import Namespace
 from artfs.volume.journal import ROW, Journal
 from artfs.volume.rows import unpack_block
@@ -114,6 +114,7 @@ class World:
 
     async def make(self, name: str = "ws") -> Tree:
         namespace = await self.store.create_namespace("box", Scope.SANDBOX, None, name, mode=0o755)
+        await self.shard.commit()
         self.steps.clear()
         return self.store.volume(namespace).tree
 
@@ -250,6 +251,38 @@ async def test_a_call_sees_what_was_logged_before_it(world: World) -> None:
         _write(tree, b"g", b"2")
         await world.shard.commit()
         assert world.journal.used == 0
+
+
+@pytest.mark.parametrize("type", list(NamespaceType))
+async def test_a_namespace_that_only_the_journal_has_is_made_again(world: World, type: NamespaceType) -> None:
+    await world.shard.recover()
+    made = await world.store.create_namespace("box", Scope.SANDBOX, None, "new", type=type, metadata={"a": 1})
+    world.shard.abandon()
+    world.open()
+    assert world.shard.catalogue.by_serial == {}
+    await world.shard.recover()
+    found = world.namespace("new")
+    assert found == made
+    tree = world.shard.tree(found)
+    assert [name for name, _ in await waiting(tree.listing, tree.root())] == [b"_data"] * (type == "blob")
+    assert world.shard.catalogue.next_serial() > made.serial
+
+
+async def test_a_crash_between_a_blob_and_its_file_is_mended(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    await world.shard.recover()
+    monkeypatch.setattr(world.shard, "_make_data", lambda tree, namespace: None)
+    await world.store.create_namespace("box", Scope.SANDBOX, None, "new", type=NamespaceType.BLOB)
+    world.shard.abandon()
+    world.open()
+    await world.shard.recover()
+    tree = world.shard.tree(world.namespace("new"))
+    assert await waiting(tree.lookup, tree.root(), b"_data") is not None
+
+
+async def test_a_document_that_no_record_could_hold_is_refused(world: World) -> None:
+    with pytest.raises(InvalidError, match="shorten it"):
+        await world.store.create_namespace("box", Scope.SANDBOX, None, "new", metadata={"a": "x" * (1 << 20)})
+    assert world.shard.catalogue.by_serial == {}
 
 
 # a commit that fails

@@ -2,7 +2,8 @@
 
 Invariants:
 1. a transaction begins IMMEDIATE, so it meets another writer at its beginning or never;
-2. every statement on the reader is run to its end at once: an unfinished one keeps the WAL from being reset;
+2. every statement on the reader is run to its end at once: an unfinished one keeps the WAL from being reset, as a
+   `snapshot` does for as long as it is open;
 3. synchronous=FULL: COMMIT returns when the WAL is on the disk;
 4. a failed transaction is rolled back, and the database is usable after it;
 5. on a full disk the ballast goes to copying back the WAL and to transactions that free rows, nothing else.
@@ -14,7 +15,7 @@ import contextlib
 import errno
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,8 @@ class Database:
     """The database file `path`, its WAL and its ballast; the directory must exist.
 
     The *writer* runs every transaction, from any thread, and the queries that may take long.  The *reader*
-    answers short ones while a transaction runs, and sees the last that has ended.  Errors: see SqliteEngine.
+    answers short ones while a transaction runs, and sees the last that has ended.  Errors: see
+    SqliteEngine.
     """
 
     def __init__(self, path: Path, *, create: bool) -> None:
@@ -101,6 +103,8 @@ class Database:
         self._configure(writer)
         if not self._has_tables():
             self._attempt(lambda: writer.execute(sql.TABLES).fetchall())
+        elif int(found) < sql.FORMAT:  # nothing to be changed, but an older artfs must not touch it any more
+            self._attempt(lambda: writer.execute("UPDATE meta SET value = ? WHERE name = 'format'", (str(sql.FORMAT),)))
 
     def _has_tables(self) -> bool:
         return bool(self.writer.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'meta'").get)
@@ -214,6 +218,27 @@ class Database:
     def run_many(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
         """A statement of the transaction that is running, for each of `rows`."""
         self.writer.executemany(statement, rows)
+
+    def changes(self, statement: str, bindings: tuple[Any, ...]) -> int:
+        """The same of one statement: how many rows it changed."""
+        self.writer.execute(statement, bindings)
+        return self.writer.changes()
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[Callable[[str, tuple[Any, ...]], Iterator[Any]]]:
+        """A call that reads the rows of statements one by one, all of them as the database is at the first.  A
+        connection of its own: transactions go on, and the WAL grows with them until the end."""
+        connection: apsw.Connection | None = None
+        try:
+            connection = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READWRITE)
+            self._configure(connection)
+            connection.execute("BEGIN")
+            yield connection.execute
+        except apsw.Error as error:
+            raise self._failure(error, None) from error
+        finally:
+            if connection is not None:
+                connection.close(True)
 
     def wal_bytes(self) -> int:
         wal = self.path.with_name(self.path.name + "-wal")
