@@ -74,15 +74,19 @@ class Cache:
     async def bring(self, chunk: Chunk) -> None:
         """The chunk is here, and right, when this returns.  Errors: UnavailableError, DamagedError."""
         number = chunk.object
-        for attempt in range(ATTEMPTS):
+        pieces = self._pieces(chunk)
+        for attempt in range(ATTEMPTS + 1):
+            known = self._known(number)
+            before = known.intersection(pieces)
             if await to_thread.run_sync(self.local.has, chunk):
                 return
-            if attempt:
+            if attempt == ATTEMPTS:
+                break
+            if before & self._known(number):  # they were there, and are wrong
                 self.refetched += 1
                 log.warning("object %s: wrong bytes at %d; fetching them again", self.name(number), chunk.offset)
-            await self._fetch_all(number, self._pieces(chunk), again=True)
-        if await to_thread.run_sync(self.local.has, chunk):
-            return
+                self._known(number).difference_update(before)
+            await _all([partial(self._fetch, number, piece) for piece in pieces])
         raise DamagedError(
             f"object {self.name(number)} in {self.homes[number >> 32].provider} is damaged at "
             f"{chunk.offset}+{chunk.length}; run: artfs fsck --data"
@@ -149,12 +153,6 @@ class Cache:
             return found
         finally:
             os.close(fd)
-
-    async def _fetch_all(self, number: int, pieces: Collection[int], again: bool) -> None:
-        if again:
-            # Whoever is at it may have begun before the damage: those are waited for, the others fetched anew.
-            self._known(number).difference_update(p for p in pieces if (number, p) not in self._flights)
-        await _all([partial(self._fetch, number, piece) for piece in pieces])
 
     async def _fetch(self, number: int, piece: int) -> None:
         """Have the piece in the cache.  Errors: UnavailableError, NotFoundError, NoSpaceError."""

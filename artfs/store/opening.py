@@ -11,6 +11,7 @@ from anyio import to_thread
 
 from artfs.meta.memory import MemoryEngine
 from artfs.meta.sqlite import SqliteEngine
+from artfs.objects import Home
 from artfs.objects.local import LocalObjects
 from artfs.objects.providers import OpenProviders
 from artfs.sessions.memory import MemorySessions
@@ -19,6 +20,7 @@ from artfs.settings import Settings, load_settings, read_store
 from artfs.store.store import Store, running
 from artfs.volume.journal import Journal, NoJournal, TimedJournal
 from artfs.volume.lock import Lock
+from artfs.volume.saving import Saver
 from artfs.volume.shard import Shard
 
 
@@ -58,10 +60,36 @@ def _assemble(root: Path, settings: Settings) -> Store:
         shard = Shard(engine, journal, LocalObjects(root / "objects"), settings, providers)
         store = Store(root, shard, SqliteSessions(root / "meta.db"), settings)
         store.identity = read_store(root)
+        store.saver = _saver(store, providers)
         return store
     except BaseException:
         engine.close()
         raise
+
+
+def _saver(store: Store, providers: OpenProviders) -> Saver | None:
+    """The metadata goes where new namespaces do, unless that is here."""
+    settings, shard = store.settings, store.shard
+    if not settings.provider or store.root is None or store.identity is None:
+        return None
+    url = providers.canonical(settings.provider)
+    place = providers.get(Home(url))
+    if not place.capabilities.durable:
+        return None
+    saver = Saver(
+        store.root / "meta.db",
+        providers.get(Home(url, "aes" if settings.encryption_key else "")),
+        store.identity.model_dump(),
+        generation=store.generation,
+        interval=settings.save_interval,
+        commit=shard.commit,
+        push=shard.remote.push,
+        idle=shard.idle,
+        scratch=providers.scratch,
+        marked=place,
+    )
+    shard.remote.allowed = saver.allowed
+    return saver
 
 
 def _sync_names(root: Path) -> None:

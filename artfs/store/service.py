@@ -29,7 +29,8 @@ from artfs.grid import GridPath, parse_path, scope_dir
 from artfs.meta import Checkpoint
 from artfs.sessions import Session
 from artfs.settings import FORMAT
-from artfs.store.file_calls import FileCalls
+from artfs.store.importing import left_behind, take_away
+from artfs.store.object_calls import JOBS, ObjectCalls
 from artfs.store.opening import open_store
 from artfs.store.socket import Client, serve
 from artfs.store.store import Store
@@ -43,10 +44,12 @@ LINGER = 2.0
 """Seconds for which an owner that wants to end waits for those that it serves."""
 RETRY = 0.05
 HOUR = 3600.0
-FREE = frozenset({"fs_list", "fs_stat", "fs_read", "fs_copy", "du", "checkpoint_diff"})
-"""Calls that may be cancelled; what they began they take back."""
-FAMILIES = ("session_", "ns_", "checkpoint_", "fs_")
-OTHERS = frozenset({"du", "status", "stats"})
+FREE = frozenset(
+    {"fs_list", "fs_stat", "fs_read", "fs_copy", "du", "checkpoint_diff", "sync", "warmup", "ns_export", "ns_import"}
+)
+"""Calls that may be cancelled; what they began they take back, but what is uploaded and cached stays so."""
+FAMILIES = ("session_", "ns_", "checkpoint_", "fs_", "cache_")
+OTHERS = frozenset({"du", "status", "stats", "sync", "gc", "warmup"})
 
 
 class Caller(Protocol):
@@ -102,6 +105,7 @@ async def serving(store: Store, role: str, linger: float = LINGER) -> AsyncItera
         yield
         return
     async with anyio.create_task_group() as tasks:
+        tasks.start_soon(take_away, store, await left_behind(store))
         server = await tasks.start(serve, store.root, lambda: Service(store, role))
         try:
             yield
@@ -111,7 +115,7 @@ async def serving(store: Store, role: str, linger: float = LINGER) -> AsyncItera
             tasks.cancel_scope.cancel()
 
 
-class Service(FileCalls):
+class Service(ObjectCalls):
     """The calls of one client: what it has begun to write ends with it (`aclose`)."""
 
     def __init__(self, store: Store, role: str = "") -> None:
@@ -168,7 +172,10 @@ class Service(FileCalls):
         type: str = "workspace",
         ttl_seconds: float | None = None,
         metadata: Mapping[str, Any] | None = None,
+        provider: str | None = None,
+        compression: str | None = None,
     ) -> dict[str, Any]:
+        """`provider`: a URL, "" for the store's own directory; it and `compression` None: as the settings say."""
         place = parse_path(path)
         if place.sandbox is None or place.scope is None or place.path:
             raise InvalidError(f"{path!r} is no place for a namespace; use SANDBOX/SCOPE/NAME, or SANDBOX/SCOPE")
@@ -182,6 +189,8 @@ class Service(FileCalls):
             type=NamespaceType(type),
             ttl=ttl_seconds,
             metadata=metadata,
+            provider=provider,
+            compression=compression,
         )
         return self.store.describe(namespace)
 
@@ -274,14 +283,19 @@ class Service(FileCalls):
             "recovered": store.recovered,
             "trouble": trouble,
             "failure": failure,
+            "provider": store.settings.provider,
+            "waiting": self._waiting(),
+            "saved": self._saved(),
+            "jobs": [asdict(job) for job in JOBS.get(store, [])],
             "sessions": len(store.sessions.list()),
             "namespaces": sum(1 for _ in self._below(GridPath())),
             "trash": sum(1 for _ in store.catalogue.trash()),
         }
 
     async def stats(self) -> dict[str, Any]:
-        """Counters of the shard, and of each mount that has some, by its point."""
+        """Counters of the shard, of the cache, and of each mount that has some, by its point."""
         found: dict[str, Any] = asdict(self.store.shard.statistics())
+        found["cache"] = asdict(self.store.shard.remote.statistics())
         found["mounts"] = {
             str(getattr(surface, "point", "")): surface.statistics()
             for surface in self.store.surfaces

@@ -625,6 +625,8 @@ async def running(store: Store) -> AsyncIterator[Store]:
                 tasks.cancel_scope.cancel()
     finally:
         with anyio.CancelScope(shield=True):
+            if store.saver is not None:
+                store.saver.close()
             await store.shard.close()
             await store.shard.remote.providers.close()
     if failure is not None:

@@ -27,6 +27,7 @@ from artfs.errors import DamagedError, FsError
 from artfs.meta import Engine, Row
 from artfs.types import NamespaceType, Serial
 from artfs.volume.catalogue import Namespace
+from artfs.volume.marks import BLOCKS, BURST
 from artfs.volume.rows import BLOCK_KEY, pack_block, unpack_block
 from artfs.volume.shard import Shard
 from artfs.volume.tree import Tree
@@ -43,7 +44,6 @@ ROUND = 100_000
 SLICE = 5_000
 """Rows that are swapped while changes wait."""
 WRITE_SIZE = 8 << 20
-BURST = 128
 
 Place = tuple[int, int, int, bytes]
 """(object, offset, length, hash) of a chunk."""
@@ -140,7 +140,11 @@ class Compaction:
         if good:
             shard.tree(namespace)  # has its numbers registered
             chunks = await to_thread.run_sync(shard.objects.append_all, serial, datas)
-            moved.update(zip(good, chunks, strict=True))
+            if serial in shard.catalogue.by_serial:
+                moved.update(zip(good, chunks, strict=True))
+            else:
+                await shard.remote.discard_namespace(serial)  # once more: it may have been buried in between
+                left.update(place[0] for place in group)
 
     async def _swap(self, serial: Serial, changes: Sequence[tuple[Row, bytes]]) -> None:
         shard = self.shard
@@ -161,7 +165,7 @@ class Compaction:
 
 def _find(engine: Engine, objects: Collection[int]) -> _Found:
     found = _Found()
-    with closing(engine.named((b"B", b"b"))) as rows:
+    with closing(engine.named(BLOCKS)) as rows:
         for count, row in enumerate(rows):
             if not count % BURST:
                 sleep(0)

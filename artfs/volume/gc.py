@@ -3,12 +3,12 @@
 There are no counts of references; a *mark* reads every block row (heads, retired rows, orphans) in one snapshot.
 
 Why what a mark finds dead stays dead.  Let N be the objects that the rows *and the pending changes* of all namespaces
-name.  Only two things put an object into N: an append to it, and a copy of a name that is in N already (copy_file_range,
-clone, restore, rewriting a list of extents, replay of any of them).  An object that is *closed* gets no appends.  Every
-commit takes the pending changes of all namespaces as they are at one moment, so after it the engine names all of N of
-that moment.  So: list what is closed, then commit, then take the snapshot; what is listed and not named then is out of
-N, for ever.  Listing must come before the commit *begins*: an append may fall between the moment that a commit takes and
-its end.  Journal records behind the commit name only what was open then.
+name.  Only two things put an object into N: an append to it, and a copy of a name that is in N already (as
+copy_file_range, clone, restore, the sealing of a list of extents and replay make them).  An object that is *closed*
+gets no appends.  Every commit takes the pending changes of all namespaces as they are at one moment, so after it the
+engine names all of N of that moment.  So: list what is closed, then commit, then take the snapshot; what is listed and
+not named then is out of N, for ever.  Listing must come before the commit *begins*: an append may fall between the
+moment that a commit takes and its end.  Records of the journal behind the commit name only what was open then.
 
 Whoever makes a name outside of that (appends now, has it logged later; a URL; an upload that is to be registered) keeps
 the object `pinned` meanwhile, from before it is closed or exists until its name is logged.  Compaction does so too: it
@@ -24,95 +24,35 @@ Objects of a namespace that was destroyed and had lent nothing go at once, by pr
 from __future__ import annotations
 
 import logging
-from array import array
 from collections.abc import Awaitable, Callable, Collection, Iterable
-from contextlib import closing
 from dataclasses import dataclass, field
-from struct import Struct
 from threading import Event
-from time import monotonic, sleep, time_ns
+from time import monotonic, time_ns
 
 import anyio
 from anyio import to_thread
 
-from artfs.blocks import Chunk
 from artfs.errors import ArtfsError
-from artfs.meta import Engine
+from artfs.objects.local import LocalObjects
 from artfs.types import Serial
 from artfs.volume.catalogue import Namespace
-from artfs.volume.compaction import Compaction, is_sparse
+from artfs.volume.compaction import DEAD_BYTES, LIVE_SHARE, Compaction, is_sparse
 from artfs.volume.dead import void
-from artfs.volume.rows import HEAD_KEY, STORED, Head, unpack_block
+from artfs.volume.marks import Live, mark
+from artfs.volume.rows import HEAD_KEY, Head
 from artfs.volume.shard import Shard
 from artfs.volume.tree import Tree
 
 log = logging.getLogger(__name__)
 
-BLOCKS = b"B", b"b"
-"""What the keys of rows that name objects begin with."""
-BURST = 128
-"""Rows that a mark reads before others may have the interpreter."""
 BATCH = 1000
 """Objects that are deleted at once."""
 RETRY = 1.0, 60.0
 """Seconds between attempts of a deletion that fails: at first, at most."""
-_ONE = Struct(">IIBQQI16sI")
-"""A block of one piece that is stored."""
-_PLACE = 24
-"""Bits of a length within a place; longer ranges take several."""
-
-
-class Live:
-    """The ranges of one object that rows name, each once, whatever the number of rows.  `names` counts pieces."""
-
-    __slots__ = ("_next", "_places", "names")
-
-    def __init__(self) -> None:
-        self.names = 0
-        self._places = array("Q")
-        self._next = 64
-
-    def add(self, offset: int, length: int) -> None:
-        self.names += 1
-        while length >= 1 << _PLACE:
-            part = (1 << _PLACE) - 1
-            self._places.append(offset << _PLACE | part)
-            offset += part
-            length -= part
-        self._places.append(offset << _PLACE | length)
-        if len(self._places) >= self._next:
-            self._places = array("Q", set(self._places))
-            self._next = 2 * len(self._places) + 64
-
-    def bytes(self) -> int:
-        return sum(place & ((1 << _PLACE) - 1) for place in set(self._places))
-
-
-def mark(engine: Engine, stop: Event) -> dict[int, Live]:
-    """What rows name, by object.  In a thread; ends early, with nothing, when it is told to `stop`.
-    Errors: DamagedError: a row that cannot be read may name anything."""
-    found: dict[int, Live] = {}
-    with closing(engine.named(BLOCKS)) as rows:
-        for count, row in enumerate(rows):
-            if not count % BURST:
-                sleep(0)  # the loop must not wait for the interpreter as long as it would take it by force
-                if stop.is_set():
-                    return {}
-            for number, offset, length in named_in(row.value):
-                live = found.get(number)
-                if live is None:
-                    live = found[number] = Live()
-                live.add(offset, length)
-    return found
-
-
-def named_in(value: bytes) -> list[tuple[int, int, int]]:
-    """(object, offset, length) of the chunks that a block's row names.  Errors: DamagedError."""
-    if len(value) == _ONE.size:
-        _, _, kind, number, offset, length, _, _ = _ONE.unpack(value)
-        if kind == STORED:
-            return [(number, offset, length)]
-    return [(c.object, c.offset, c.length) for _, _, c, _ in unpack_block(value) if isinstance(c, Chunk)]
+IMPORTING = "importing"
+"""The kind of records of namespaces that are being imported: nobody but the import touches their objects."""
+FORCED = 6
+"""Every so many intervals a run is made although nothing seems to have changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +79,12 @@ class Gc:
 
 @dataclass(slots=True)
 class _Marked:
-    """`sizes` of the closed objects, by number; `live` of all that rows name."""
+    """`gone`: namespaces that were destroyed before; `sizes` of all closed objects, by number, and of `open` ones;
+    `live`: what rows name."""
 
+    gone: list[int]
     sizes: dict[int, int] = field(default_factory=dict)
+    open: dict[int, int] = field(default_factory=dict)
     unreachable: set[int] = field(default_factory=set)
     pinned: set[int] = field(default_factory=set)
     live: dict[int, Live] = field(default_factory=dict)
@@ -157,9 +100,9 @@ class Collector:
         self,
         shard: Shard,
         *,
-        pinned: Callable[[], Collection[int]] = tuple,
-        views: Callable[[], Iterable[Tree]] = tuple,
-        save: Callable[[], Awaitable[None]] | None = None,
+        pinned: Callable[[], Collection[int]],
+        views: Callable[[], Iterable[Tree]],
+        save: Callable[[], Awaitable[None]] | None,
     ) -> None:
         self.shard = shard
         self.remote = shard.remote
@@ -170,13 +113,14 @@ class Collector:
         self._lock = anyio.Lock()
         self._kick = anyio.Event()
         self._seen = -1
+        self._idle = 0
 
     # one run
     async def collect(self, *, dry_run: bool = False, compact: bool = True) -> Gc:
         """Mark, and delete what may go.  Errors: DamagedError (rows, or a store that takes no changes), NoSpaceError,
         UnavailableError; what is done by then stays done."""
         async with self._lock:
-            buried = 0 if dry_run else await self._bury()
+            buried = await self._bury() if self.shard.catalogue.doomed and not dry_run else 0
             marked = await self._mark()
             report = await self._judge(marked, dry_run, buried, compact)
             self.last = report
@@ -184,19 +128,17 @@ class Collector:
 
     async def _mark(self) -> _Marked:
         shard = self.shard
-        marked = _Marked()
-        doomed = shard.engine.records("doomed")
-        for serial in await self._serials():
-            if str(serial) in doomed:
-                continue
+        serials = self._serials()
+        marked = _Marked([serial for serial in serials if Serial(serial) not in shard.catalogue.by_serial])
+        for serial in serials:
             try:
                 marked.sizes |= await self.remote.objects(serial)
             except (ArtfsError, OSError) as error:
                 marked.unreachable.add(serial)
                 log.warning("objects of namespace %d are left alone: %s", serial, error)
         marked.pinned.update(self.pinned())
+        marked.open = _open_sizes(shard.objects)
         await shard.commit()
-        self._seen = shard.commits
         stop = Event()
         try:
             marked.live = await to_thread.run_sync(mark, shard.engine, stop, abandon_on_cancel=True)
@@ -204,10 +146,11 @@ class Collector:
             stop.set()
         return marked
 
-    async def _serials(self) -> list[int]:
+    def _serials(self) -> list[int]:
         """Of every namespace that may have objects, those that are gone too."""
-        known = {int(serial) for serial in self.shard.engine.records("prefix") if serial.isdecimal()}
-        return sorted(known | self.shard.catalogue.by_serial.keys())
+        engine, catalogue = self.shard.engine, self.shard.catalogue
+        known = {int(serial) for serial in engine.records("prefix")} | catalogue.by_serial.keys()
+        return sorted(known - catalogue.doomed - {int(serial) for serial in engine.records(IMPORTING)})
 
     async def _judge(self, marked: _Marked, dry_run: bool, buried: int, compact: bool) -> Gc:
         shard = self.shard
@@ -228,7 +171,8 @@ class Collector:
         if not dry_run:
             await self._write(dict.fromkeys(fresh | again, now), over)
             deleted = await self._delete(due)
-            await self._close_gone(marked)
+            await self._forget_gone(marked)
+            self._close_wasted(marked)
             compacted = await Compaction(shard, self.keep_numbers, self.views).run(sparse) if sparse else 0
         return Gc(
             dry_run=dry_run,
@@ -248,10 +192,8 @@ class Collector:
 
     def _condemned(self) -> dict[int, int]:
         """Object → when it was condemned.  A record that cannot be read says: just now."""
-        found = {}
-        for id, doc in self.shard.engine.records("condemned").items():
-            found[int(id, 16)] = int(doc) if doc.isdecimal() else 1 << 63
-        return found
+        records = self.shard.engine.records("condemned").items()
+        return {int(id, 16): int(doc) if doc.isdecimal() else 1 << 63 for id, doc in records}
 
     async def _write(self, new: dict[int, int], over: Iterable[int]) -> None:
         records: dict[tuple[str, str], str | None] = {("condemned", f"{number:x}"): None for number in over}
@@ -323,14 +265,11 @@ class Collector:
                 view.nodes.clear()
                 void(nodes)
 
-    async def _close_gone(self, marked: _Marked) -> None:
+    async def _forget_gone(self, marked: _Marked) -> None:
         """Namespaces that are gone, and have no objects left: nothing needs to know their place any more."""
-        shard = self.shard
-        used = {number >> 32 for number in (*marked.sizes, *marked.live, *marked.pinned)}
-        for serial in await self._serials():
-            gone = Serial(serial) not in shard.catalogue.by_serial
-            doomed = shard.engine.record("doomed", str(serial)) is not None
-            if gone and not doomed and serial not in used and serial not in marked.unreachable:
+        used = {number >> 32 for number in (*marked.sizes, *marked.live, *marked.pinned)} | marked.unreachable
+        for serial in marked.gone:
+            if serial not in used:
                 await self._forget(serial)
 
     async def _forget(self, serial: int) -> None:
@@ -341,14 +280,11 @@ class Collector:
         except (ArtfsError, OSError) as error:
             log.warning("objects of namespace %d are deleted later: %s", serial, error)
             raise
-        records: dict[tuple[str, str], str | None] = {
-            (kind, str(serial)): None for kind in ("doomed", "prefix", "home", "lent")
-        }
-        for id in shard.engine.records("condemned"):
-            if int(id, 16) >> 32 == serial:
-                records["condemned", id] = None
-        shard.catalogue.lent.discard(Serial(serial))
-        shard.catalogue.records |= records
+        catalogue = shard.catalogue
+        catalogue.buried(serial)
+        catalogue.lent.discard(Serial(serial))
+        catalogue.records["lent", str(serial)] = None
+        await self._write({}, {int(id, 16) for id in shard.engine.records("condemned") if int(id, 16) >> 32 == serial})
         await shard.commit()
 
     def _sparse(self, marked: _Marked, live_bytes: dict[int, int]) -> dict[int, int]:
@@ -362,6 +298,15 @@ class Collector:
                 found[number] = marked.live[number].names
         return found
 
+    def _close_wasted(self, marked: _Marked) -> None:
+        """Open objects that are mostly garbage take no more chunks, so that the next run finds them."""
+        wasted = set()
+        for number, size in marked.open.items():
+            live = marked.live[number].bytes() if number in marked.live else 0
+            if size - live >= DEAD_BYTES and live < size * LIVE_SHARE:
+                wasted.add(number)
+        _close(self.shard.objects, wasted)
+
     # destroyed namespaces
     async def bury(self) -> int:
         """Delete the objects of destroyed namespaces that lent nothing; returns how many namespaces are done.  Those
@@ -371,17 +316,13 @@ class Collector:
 
     async def _bury(self) -> int:
         shard = self.shard
-        doomed = [int(id) for id in shard.engine.records("doomed") if id.isdecimal()]
+        await shard.commit()  # what is doomed is so for good
+        doomed = sorted(shard.catalogue.doomed)
         backed = [serial for serial in doomed if self.remote.home(serial) is not None]
         if backed and not await self._saved():
             doomed = [serial for serial in doomed if serial not in backed]
         done = 0
         for serial in doomed:
-            if Serial(serial) in shard.catalogue.by_serial or Serial(serial) in shard.catalogue.lent:
-                # Clones name its objects: those go one by one.
-                shard.catalogue.records["doomed", str(serial)] = None
-                await shard.commit()
-                continue
             try:
                 await self._forget(serial)
                 done += 1
@@ -397,24 +338,47 @@ class Collector:
 
     async def run(self) -> None:
         """Bury at once and collect every `gc_interval`, until cancelled."""
-        shard = self.shard
-        due = monotonic() + shard.settings.gc_interval
+        interval = self.shard.settings.gc_interval
+        due = monotonic() + interval
         delay = RETRY[0]
         while True:
             self._kick = anyio.Event()
-            left = False
             try:
-                if shard.failure is None:
-                    await self.bury()
-                    left = bool(shard.engine.records("doomed"))
-                if shard.failure is None and monotonic() >= due:
-                    due = monotonic() + shard.settings.gc_interval
-                    if self._seen != shard.commits or shard.engine.records("condemned"):
-                        await self.collect()
-                        self._seen = shard.commits
+                left = await self._background(monotonic() >= due)
             except (ArtfsError, OSError) as error:
                 left = True
-                log.error("garbage could not be collected: %s", error)
+                log.error("garbage could not be collected, it is tried again: %s", error)
+            if monotonic() >= due:
+                due = monotonic() + interval
             delay = min(delay * 2, RETRY[1]) if left else RETRY[0]
-            with anyio.move_on_after(min(max(due - monotonic(), 0.01), delay) if left else max(due - monotonic(), 0)):
+            with anyio.move_on_after(min(due - monotonic(), delay) if left else due - monotonic()):
                 await self._kick.wait()
+
+    async def _background(self, due: bool) -> bool:
+        """Returns whether something is left to be buried."""
+        shard = self.shard
+        if shard.failure is not None:
+            return False
+        if shard.catalogue.doomed:
+            await self.bury()
+        if due:
+            self._idle += 1
+            if self._seen != shard.commits or self._idle >= FORCED or shard.engine.records("condemned"):
+                await self.collect()
+                self._seen = shard.commits
+                self._idle = 0
+        return bool(shard.catalogue.doomed)
+
+
+def _open_sizes(objects: LocalObjects) -> dict[int, int]:
+    with objects._lock:
+        return {number: size for _, number, size in objects._open.values()}
+
+
+def _close(objects: LocalObjects, numbers: Collection[int]) -> None:
+    """Those of them that are open take no more chunks."""
+    with objects._lock:
+        for key, (_, number, size) in list(objects._open.items()):
+            if number in numbers:
+                del objects._open[key]
+                objects._close(number, size)

@@ -190,8 +190,7 @@ class Shard:
                 if not self._full():
                     await self._kick.wait()
             self.objects.reap()
-            idle = not self.changed and not self.catalogue.records and not self._unfinished()
-            if idle or self.failure is not None:
+            if self.idle() or self.failure is not None:
                 continue
             try:
                 await self.commit()
@@ -200,6 +199,10 @@ class Shard:
                 log.error("a commit failed, it is tried again in %.1f s: %s", delay, error)
                 await anyio.sleep(delay)
                 delay = min(delay * 2, RETRY[1])
+
+    def idle(self) -> bool:
+        """Nothing waits for a commit."""
+        return not self.changed and not self.catalogue.records and not self._unfinished()
 
     def _full(self) -> bool:
         return self.log.used * KICK_SHARE >= self.log.soft
