@@ -8,19 +8,19 @@ in place, in no checkpoint, restore, clone or difference.
 Invariants:
 1. per (serial, key) ranges never overlap, and at most one row has not died;
 2. a head row born at or before the namespace's newest checkpoint is never changed, only retired (died := epoch of the
-   batch); one born after it is replaced or deleted in place;
+   batch); one born after it is replaced or deleted in place; `swap` alone puts another value in a row's place;
 3. a retired row is seen by at least one checkpoint, else it is gone;
 4. a call that changes something is one transaction: all of it or nothing, durable when it returns.
 
-Concurrency: the calls that change something run in one thread at a time (any thread); `get`, `scan`, `records` and
-`record` may run meanwhile in another and see the last transaction that has ended.
+Concurrency: the calls that change something run in one thread at a time (any thread); `get`, `scan`, `records`,
+`record` and `named` may run meanwhile in another and see the last transaction that has ended.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from artfs.types import Epoch, Serial
 
@@ -64,6 +64,15 @@ class Change:
     key: bytes
     before: bytes | None
     after: bytes | None
+
+
+class Row(NamedTuple):
+    """A row of the head, or a retired one: (serial, key, born) is one row's alone."""
+
+    serial: Serial
+    key: bytes
+    born: Epoch
+    value: bytes
 
 
 class Engine(Protocol):
@@ -128,6 +137,16 @@ class Engine(Protocol):
 
     def serials(self) -> set[Serial]:
         """Every namespace that has a row or a checkpoint (for fsck)."""
+
+    # every version at once, for the collection of garbage
+    def named(self, prefixes: Sequence[bytes], serials: Collection[Serial] | None = None) -> Generator[Row, None, None]:
+        """Every row, retired ones too, whose key begins with one of `prefixes` (a byte each), of all namespaces or of
+        these, as they are at one moment: that of the first `next`.  Changes go on meanwhile.  REQUIRES: it is closed
+        or run to its end, soon: until then the engine keeps what later transactions replace."""
+
+    def swap(self, rows: Sequence[tuple[Row, bytes]], records: Mapping[tuple[str, str], str | None] = {}) -> bool:
+        """Put a value in the place of each row's, wherever the row is by now, head or retired; and the records.
+        False, and nothing has changed, if one of the rows is gone or has another value."""
 
     # records: the catalogue's documents, (kind, id) -> text
     def record(self, kind: str, id: str) -> str | None: ...

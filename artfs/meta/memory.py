@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 
 from artfs.errors import ExistsError, NotFoundError, UnavailableError
-from artfs.meta import Batch, Change, Checkpoint
+from artfs.meta import Batch, Change, Checkpoint, Row
 from artfs.meta.rules import FIRST, PLAIN, changes, prefix_range, require_newer, require_valid
 from artfs.types import NEVER, Epoch, Serial
 
@@ -233,6 +233,45 @@ class MemoryEngine:
     def serials(self) -> set[Serial]:
         with self._lock:
             return {n for n, space in self._spaces.items() if space.head or space.retired or space.checkpoints}
+
+    # every version at once
+    def named(self, prefixes: Sequence[bytes], serials: Collection[Serial] | None = None) -> Generator[Row, None, None]:
+        with self._lock:
+            self._require_open()
+            found: list[Row] = []
+            for serial, space in self._spaces.items():
+                if serials is not None and serial not in serials:
+                    continue
+                for key, (born, value) in space.head.items():
+                    if key[:1] in prefixes:
+                        found.append(Row(serial, key, born if key < PLAIN else FIRST, value))
+                for key, versions in space.retired.items():
+                    if key[:1] in prefixes:
+                        found += [Row(serial, key, born, value) for born, _, value in versions]
+        yield from found
+
+    def swap(self, rows: Sequence[tuple[Row, bytes]], records: Mapping[tuple[str, str], str | None] = {}) -> bool:
+        with self._lock:
+            self._require_open()
+            if not all(self._has(row) for row, _ in rows):
+                return False
+            for (serial, key, born, _), value in rows:
+                space = self._spaces[serial]
+                head = space.head.get(key)
+                if head is not None and (key >= PLAIN or head[0] == born):
+                    space.head[key] = (head[0], value)
+                else:
+                    versions = space.retired[key]
+                    versions[:] = [(b, d, value if b == born else v) for b, d, v in versions]
+            self._record(records)
+            return True
+
+    def _has(self, row: Row) -> bool:
+        space = self._space(row.serial)
+        head = space.head.get(row.key)
+        if head is not None and (row.key >= PLAIN or head[0] == row.born):
+            return head[1] == row.value
+        return any(b == row.born and v == row.value for b, _, v in space.retired.get(row.key, ()))
 
     # records
     def record(self, kind: str, id: str) -> str | None:

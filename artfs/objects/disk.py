@@ -47,6 +47,7 @@ STEP = 64 << 20
 _UNCOPYABLE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
 
 Result = TypeVar("Result")
+Entries = list[tuple[str, int | None]]
 
 
 class DiskProvider:
@@ -270,9 +271,9 @@ class DiskProvider:
             else:
                 yield name, size
 
-    def _scan(self, directory: str, prefix: str) -> list[tuple[str, int | None]]:
+    def _scan(self, directory: str, prefix: str) -> Entries:
         """(name, size, or None of a directory) in the order that all names below have."""
-        found: list[tuple[str, int | None]] = []
+        found: Entries = []
         with suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.root / directory) as entries:
             for entry in entries:
                 name = f"{directory}/{entry.name}" if directory else entry.name

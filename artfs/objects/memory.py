@@ -33,10 +33,13 @@ class MemoryProvider:
 
     async def put(self, name: str, source: Path | bytes) -> None:
         check_name(name)
-        try:
-            data = source if isinstance(source, bytes) else await to_thread.run_sync(source.read_bytes)
-        except OSError as error:
-            raise UnavailableError(f"object {name} cannot be read from {source}: {error.strerror}") from error
+        if isinstance(source, bytes):
+            data = source
+        else:
+            try:
+                data = await to_thread.run_sync(source.read_bytes)
+            except OSError as error:
+                raise UnavailableError(f"object {name} cannot be read from {source}: {error.strerror}") from error
         self._objects[name] = (data, Info(len(data), xxh3_128_hexdigest(data), time_ns()))
 
     async def create(self, name: str, data: bytes) -> None:

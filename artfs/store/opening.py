@@ -89,6 +89,7 @@ def _saver(store: Store, providers: OpenProviders) -> Saver | None:
         marked=place,
     )
     shard.remote.allowed = saver.allowed
+    store.collector.save = saver.save
     return saver
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -41,6 +41,7 @@ from artfs.settings import Identity, Settings
 from artfs.store.surface import Surface
 from artfs.types import Access, NamespaceType, Principal, Scope, Serial
 from artfs.volume.catalogue import Namespace
+from artfs.volume.gc import Collector, Gc
 from artfs.volume.node import Node
 from artfs.volume.rows import HEAD_KEY, Head
 from artfs.volume.shard import Shard
@@ -57,8 +58,6 @@ TRASH_KEPT = 24 * 3600 * 10**9
 """Nanoseconds for which a destroyed namespace that had checkpoints can be brought back."""
 REAP_INTERVAL = 1.0
 """Seconds between looks at what expires, at most; nearer expiries are waited for exactly."""
-BURY_RETRY = 1.0, 300.0
-"""Seconds between attempts to delete the objects of namespaces that are gone: at first, at most."""
 DRAIN_RETRY = 1.0
 """Seconds between attempts of a drain."""
 NS_PER_S = 10**9
@@ -80,7 +79,7 @@ class Store:
         self.generation = int(shard.engine.record("counter", "generation") or 0)
         self.saver: Saver | None = None
         self._used: set[Home] = set()
-        self._doom = anyio.Event()
+        self.collector = Collector(shard, pinned=self._pinned, views=lambda: shard.views, save=None)
         self._naming = anyio.Lock()  # renames and deletions of namespaces come one after another
 
     # namespaces
@@ -263,10 +262,7 @@ class Store:
         nodes = await volume.destroy()
         self.volumes.pop(namespace.serial, None)
         await self._tell_gone(namespace, nodes)
-        if namespace.home is None:
-            await self._bury([namespace.serial])
-        else:
-            self._doom.set()
+        self.collector.kick()
         return False
 
     async def undelete_namespace(self, id: str) -> Namespace:
@@ -373,6 +369,14 @@ class Store:
             await remote.push(serials, progress)
         if self.saver is not None and (namespace is None or wanted is not None):
             await self.saver.save()
+
+    async def gc(self, dry_run: bool = False) -> Gc:
+        """Delete what nothing names, as far as that is due.  Errors: as `Collector.collect`."""
+        return await self.collector.collect(dry_run=dry_run)
+
+    def _pinned(self) -> set[int]:
+        """Objects that stay whatever rows say."""
+        return set()
 
     async def drain(self, progress: Progress | None = None) -> Waiting:
         """`sync` for as long as `drain_limit`; returns what is left, which the next owner uploads."""
@@ -516,7 +520,7 @@ class Store:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.shard.run)
             tasks.start_soon(self.shard.remote.run)
-            tasks.start_soon(self._bury_for_ever)
+            tasks.start_soon(self.collector.run)
             if self.saver is not None:
                 tasks.start_soon(self.saver.run)
             while True:
@@ -546,31 +550,6 @@ class Store:
         for surface in self.surfaces:
             await surface.gone(namespace, nodes)
         await self._tell_grid(namespace)
-
-    async def _bury(self, serials: Collection[int]) -> None:
-        """Delete the objects of namespaces that are gone, by prefix; of those to which nothing was lent.
-        Errors: UnavailableError, OSError; what is left is in the records."""
-        for serial in serials:
-            if serial in self.catalogue.doomed:
-                await self.shard.remote.discard_namespace(serial)
-                self.catalogue.buried(serial)
-
-    async def _bury_for_ever(self) -> None:
-        """Of what lives in providers: after the saved metadata has forgotten it."""
-        delay = BURY_RETRY[0]
-        while True:
-            self._doom = anyio.Event()
-            doomed = sorted(self.catalogue.doomed)
-            try:
-                if doomed and self.saver is not None:
-                    await self.saver.save()
-                await self._bury(doomed)
-                delay = BURY_RETRY[0]
-                await self._doom.wait()
-            except (ArtfsError, OSError) as error:
-                log.warning("objects of deleted namespaces are still there, again in %.0f s: %s", delay, error)
-                await anyio.sleep(delay)
-                delay = min(delay * 2, BURY_RETRY[1])
 
     def usage(self, namespace: Namespace) -> tuple[int, int]:
         """(bytes, inodes) of what it holds now, in O(1), and without opening it."""

@@ -102,7 +102,7 @@ class Collector:
         *,
         pinned: Callable[[], Collection[int]],
         views: Callable[[], Iterable[Tree]],
-        save: Callable[[], Awaitable[None]] | None,
+        save: Callable[[], Awaitable[object]] | None,
     ) -> None:
         self.shard = shard
         self.remote = shard.remote

@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from time import monotonic
+from weakref import WeakSet
 
 import anyio
 from anyio import to_thread
@@ -91,6 +92,7 @@ class Shard:
         self.inline_limit = settings.inline_limit
         self.catalogue = Catalogue(engine)
         self.trees: dict[Serial, Tree] = {}
+        self.views: WeakSet[Tree] = WeakSet()
         self.changed: set[Tree] = set()
         self.failure: ArtfsError | None = None
         self.trouble: Exception | None = None
@@ -140,7 +142,9 @@ class Shard:
 
     def view(self, namespace: Namespace, epoch: Epoch, number: Serial) -> Tree:
         """What a checkpoint saw, read-only.  REQUIRES: the checkpoint is committed."""
-        return Tree(self, namespace.serial, namespace.block_size, at=epoch, number=number)
+        view = Tree(self, namespace.serial, namespace.block_size, at=epoch, number=number)
+        self.views.add(view)
+        return view
 
     async def create(self, namespace: Namespace, mode: int) -> Tree:
         """Enter it into the catalogue and make its root; as durable as any change of a tree.

@@ -390,7 +390,9 @@ async def test_objects_that_were_not_lent_go_with_their_namespace(tmp_path: Path
         await store.shard.commit()
         assert len(_objects(root)) == 1
         await store.destroy_namespace(made)
+        assert await store.collector.bury() == 1
         assert _objects(root) == []
+        assert store.shard.engine.records("prefix") == {}
 
 
 # sessions
@@ -416,6 +418,7 @@ async def test_a_session_takes_its_namespaces_with_it(tmp_path: Path) -> None:
             ("gone", "plain"), ("gone", "pinned"), ("gone", "trashed"),
         }  # fmt: skip
         assert [namespace.id for namespace in store.catalogue.by_serial.values()] == [kept.id]
+        await store.collector.bury()
         assert [path.parent.name for path in _objects(root)] == [kept.id]
         assert store.shard.engine.serials() == {kept.serial}
         assert store.folders("box") == {(SANDBOX, None), (USER, "ann")}

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from pathlib import Path
 
 from artfs.errors import DamagedError, ExistsError, NotFoundError
-from artfs.meta import Batch, Change, Checkpoint
+from artfs.meta import Batch, Change, Checkpoint, Row
 from artfs.meta import schema as sql
 from artfs.meta.rules import FIRST, PLAIN, changes, prefix_range, require_newer, require_valid
 from artfs.meta.sqlite.database import Database
@@ -24,6 +24,10 @@ CHUNK = 256
 
 WRONG_LINES = 20
 """How many rows a check names for each thing that is wrong."""
+
+
+class _OtherValueError(Exception):
+    """A row is not what `swap` was told: the transaction is rolled back."""
 
 
 class SqliteEngine:
@@ -191,6 +195,30 @@ class SqliteEngine:
         return {
             serial for table in sql.VERSIONED_TABLES for (serial,) in self._db.query(sql.SERIALS.format(table=table))
         }
+
+    # every version at once
+    def named(self, prefixes: Sequence[bytes], serials: Collection[Serial] | None = None) -> Generator[Row, None, None]:
+        with self._db.snapshot() as read:
+            if serials is None:
+                serials = {serial for table in sql.NAMED for (serial,) in read(sql.SERIALS.format(table=table), ())}
+            for serial in sorted(serials):
+                for prefix in prefixes:
+                    for table in sql.NAMED if prefix < PLAIN else ("head",):
+                        for row in read(sql.NAMED[table], (serial, prefix, bytes([prefix[0] + 1]))):
+                            yield Row._make(row)
+
+    def swap(self, rows: Sequence[tuple[Row, bytes]], records: Mapping[tuple[str, str], str | None] = {}) -> bool:
+        def work() -> None:
+            for row, value in rows:
+                if not any(self._db.changes(statement, (*row, value)) for statement in sql.SWAP.values()):
+                    raise _OtherValueError
+            self._record(records)
+
+        try:
+            self._db.transact(work)
+        except _OtherValueError:
+            return False
+        return True
 
     # records
     def record(self, kind: str, id: str) -> str | None:
