@@ -47,7 +47,7 @@ from artfs.volume.rows import HEAD_KEY, Head
 from artfs.volume.shard import Shard
 from artfs.volume.tree import Tree
 from artfs.volume.volume import Volume
-from artfs.volume.waiting import run
+from artfs.volume.waiting import MustWait, run
 
 if TYPE_CHECKING:
     from artfs.volume.saving import Saver
@@ -89,7 +89,21 @@ class Store:
         scope: Scope,
         owner: str | None,
         name: str | None = None,
+        **options: Any,
+    ) -> Namespace:
+        """`new_namespace`, told to those who cache."""
+        namespace = await run(self.new_namespace, sandbox, scope, owner, name, **options)
+        await self._tell_grid(namespace)
+        return namespace
+
+    def new_namespace(
+        self,
+        sandbox: str,
+        scope: Scope,
+        owner: str | None,
+        name: str | None = None,
         *,
+        id: str | None = None,
         type: NamespaceType = NamespaceType.WORKSPACE,
         ttl: float | None = None,
         metadata: Mapping[str, Any] | None = None,
@@ -102,7 +116,8 @@ class Store:
         """A new, empty namespace, as durable as any change.  A name that is taken is an error; without a name its id
         is its entry.  `ttl` in seconds.  `provider`: a URL, "" for the store's own directory; `compression`: "" or
         "zstd"; None: as the settings say.
-        Errors: InvalidError, ExistsError, ExpiredError and NotFoundError (the session); as `Provider.check`."""
+        Errors: InvalidError, ExistsError, ExpiredError and NotFoundError (the session); as `Provider.check`; MustWait.
+        """
         check_id("sandbox", sandbox)
         owner = owner_key(scope, owner)
         if name is not None:
@@ -114,9 +129,10 @@ class Store:
             self.session(sandbox, owner)
         settings = self.settings
         home = self._home(scope, type, provider, compression)
-        if home is not None:
-            await self.use_provider(home)
-        id = f"ns-{uuid4().hex[:12]}"
+        if home is not None and home not in self._used:
+            raise MustWait(partial(self.use_provider, home))
+        id = id or f"ns-{uuid4().hex[:12]}"
+        now = time_ns()
         namespace = Namespace(
             serial=self.catalogue.next_serial(),
             id=id,
@@ -125,10 +141,10 @@ class Store:
             scope=scope,
             owner=owner,
             name=name,
-            created=time_ns(),
+            created=now,
             block_size=settings.block_size,
             prefix=f"grid/{sandbox}/{scope_dir(scope, owner)}/{id}",
-            expires=time_ns() + int(ttl * NS_PER_S) if ttl is not None else None,
+            expires=now + int(ttl * NS_PER_S) if ttl is not None else None,
             uid=_first(uid, settings.uid, os.getuid()),
             gid=_first(gid, settings.gid, os.getgid()),
             umask=settings.umask,
@@ -136,8 +152,7 @@ class Store:
             provider=home.provider if home is not None else "",
             codec=home.codec if home is not None else "",
         )
-        await self.shard.create(namespace, mode & ~settings.umask)
-        await self._tell_grid(namespace)
+        self.shard.create(namespace, mode & ~settings.umask)
         return namespace
 
     def _home(self, scope: Scope, type: NamespaceType, provider: str | None, compression: str | None) -> Home | None:

@@ -22,6 +22,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from weakref import WeakSet
 
@@ -42,6 +43,7 @@ from artfs.volume.replay import replay
 from artfs.volume.rowset import Pending
 from artfs.volume.seal import Sealed, seal
 from artfs.volume.tree import BLOB_DATA, Tree
+from artfs.volume.waiting import MustWait
 
 log = logging.getLogger(__name__)
 
@@ -146,16 +148,17 @@ class Shard:
         self.views.add(view)
         return view
 
-    async def create(self, namespace: Namespace, mode: int) -> Tree:
+    def create(self, namespace: Namespace, mode: int) -> Tree:
         """Enter it into the catalogue and make its root; as durable as any change of a tree.
-        Errors: ExistsError; InvalidError if its document is too long; FsError EROFS, ENOSPC, EIO."""
+        Errors: ExistsError; InvalidError if its document is too long; FsError EROFS; MustWait."""
         document = pack(namespace).encode()
         if len(document) > DOCUMENT_MAX:
             raise InvalidError(f"the metadata of a namespace may have {DOCUMENT_MAX} bytes of JSON; shorten it")
         if self.failure is not None:
             raise FsError(errno.EROFS)
-        # From here on nothing may wait: a namespace without its root must never be committed.
-        await self.wait_room(MAKING + len(document))
+        need = MAKING + len(document)
+        if self.log.used + need >= self.log.soft:
+            raise MustWait(partial(self.wait_room, need))
         self.catalogue.put(namespace)
         self.catalogue.put_place(namespace)
         self.remote.settle(namespace.serial, namespace.home)

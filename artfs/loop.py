@@ -1,0 +1,174 @@
+"""The loop that an API process's stores run on: a thread of its own, and the way in from any other thread or loop.
+
+Stores belong to this loop: commits, uploads, sockets and whatever waits run there, so that a caller whose loop is blocked
+blocks nobody.  What does not wait needs no hop: a plain function of a store may be called from any thread with
+`Loop.now`, under a lock that the loop itself holds while one of its tasks runs a step.  So such a call is atomic for the
+loop's tasks, as they are for each other, and costs what the function costs.
+
+A function that is called by `now` must not touch the loop (no events, no tasks): it raises `MustWait` where it would
+have to wait, and is run again by the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any, ParamSpec, TypeVar
+
+import sniffio
+import trio
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class _Lock(trio.abc.Instrument):
+    """Held while a task of the loop runs a step."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock = lock
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._lock.acquire()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._lock.release()
+
+
+class Loop:
+    """One for a process, started by its first use.  After a fork the child has none: its calls raise RuntimeError."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self._pid = 0
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._tasks: trio.Nursery | None = None
+        self._starting = threading.Lock()
+
+    # without waiting
+    def now(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a plain function of a store here and now.  Errors: MustWait, and what it raises."""
+        if os.getpid() != self._pid:
+            self._start()
+        with self.lock:
+            return function(*args, **kwargs)
+
+    # waiting
+    async def call(self, function: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
+        """Await `function` on the loop, from whatever loop this is.  Cancelling the caller cancels it, and waits until
+        it has ended."""
+        self._start()
+        scope = trio.CancelScope()
+        done: Future[T] = Future()
+        assert self._token is not None
+        self._token.run_sync_soon(self._begin, function, args, kwargs, scope, done)
+
+        def cancel() -> None:
+            assert self._token is not None
+            with suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(scope.cancel)
+
+        return await _wait(done, cancel)
+
+    def _begin(
+        self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], scope: trio.CancelScope, done: Future[Any]
+    ) -> None:
+        assert self._tasks is not None
+        self._tasks.start_soon(self._run, function, args, kwargs, scope, done)
+
+    async def _run(
+        self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], scope: trio.CancelScope, done: Future[Any]
+    ) -> None:
+        try:
+            with scope:
+                done.set_result(await function(*args, **kwargs))
+        except Exception as error:
+            done.set_exception(error)
+        finally:
+            if not done.done():
+                done.cancel()
+
+    # the thread
+    def _start(self) -> None:
+        pid = os.getpid()
+        if self._pid == pid:
+            return
+        with self._starting:
+            if self._pid == pid:
+                return
+            if self._pid:
+                raise RuntimeError("stores do not outlive a fork: open them in the child")
+            ready = threading.Event()
+            threading.Thread(target=self._serve, args=(ready,), name="artfs-loop", daemon=True).start()
+            ready.wait()
+            self._pid = pid
+
+    def _serve(self, ready: threading.Event) -> None:
+        trio.run(self._main, ready, instruments=[_Lock(self.lock)])
+
+    async def _main(self, ready: threading.Event) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        async with trio.open_nursery() as self._tasks:
+            ready.set()
+            await trio.sleep_forever()
+
+    def start_soon(self, function: Callable[..., Awaitable[object]], *args: Any) -> None:
+        """A task of the loop's own; it must not raise."""
+        self._start()
+        assert self._token is not None and self._tasks is not None
+        self._token.run_sync_soon(self._tasks.start_soon, function, *args)
+
+    def soon(self, function: Callable[[], object]) -> None:
+        """Call a plain function on the loop, from any thread."""
+        self._start()
+        assert self._token is not None
+        self._token.run_sync_soon(function)
+
+
+async def _wait(done: Future[T], cancel: Callable[[], None]) -> T:
+    """The future's result, on asyncio or trio."""
+    if sniffio.current_async_library() == "trio":
+        return await _wait_on_trio(done, cancel)
+    job = asyncio.wrap_future(done)
+    cancelled = False
+    while True:
+        try:
+            result = await asyncio.shield(job)
+        except asyncio.CancelledError:
+            if job.cancelled():
+                raise
+            cancelled = True
+            cancel()
+            continue
+        if cancelled:
+            raise asyncio.CancelledError
+        return result
+
+
+async def _wait_on_trio(done: Future[T], cancel: Callable[[], None]) -> T:
+    task = trio.lowlevel.current_task()
+    token = trio.lowlevel.current_trio_token()
+    raise_cancel: Callable[[], Any] | None = None
+
+    def finished(_: Future[T]) -> None:
+        with suppress(trio.RunFinishedError):
+            token.run_sync_soon(trio.lowlevel.reschedule, task)
+
+    def abort(raise_: Callable[[], Any]) -> trio.lowlevel.Abort:
+        nonlocal raise_cancel
+        raise_cancel = raise_
+        cancel()
+        return trio.lowlevel.Abort.FAILED
+
+    done.add_done_callback(finished)
+    await trio.lowlevel.wait_task_rescheduled(abort)
+    if done.cancelled() and raise_cancel is not None:
+        raise_cancel()
+    return done.result()
+
+
+LOOP = Loop()
