@@ -186,7 +186,9 @@ class DiskProvider:
     def _finish(self, part: Path, path: Path, fd: int, name_it: Callable[[Path, Path], None]) -> None:
         os.fsync(fd)
         name_it(part, path)
-        _sync(path.parent)
+        # Who has deleted the object since may have removed its directory.
+        with suppress(FileNotFoundError):
+            _sync(path.parent)
 
     @staticmethod
     def _replace(part: Path, path: Path) -> None:
@@ -199,10 +201,11 @@ class DiskProvider:
             return
         if directory != self.root:
             self._make(directory.parent)
-        with suppress(FileExistsError):
+        try:
             directory.mkdir()
-        if not directory.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory))
+        except FileExistsError as error:
+            if not stat.S_ISDIR(directory.stat().st_mode):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory)) from error
         _sync(directory.parent)
 
     def _same_disk(self) -> None:

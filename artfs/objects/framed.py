@@ -113,7 +113,7 @@ class FramedProvider:
 
         def begin() -> IO[bytes]:
             with _scratch_errors(name, scratch):
-                file = BytesIO() if size <= IN_MEMORY else TemporaryFile(dir=scratch)
+                file = BytesIO() if size <= IN_MEMORY else TemporaryFile(dir=scratch)  # noqa: SIM115 (closed below)
                 file.seek(encoder.start)
                 return file
 

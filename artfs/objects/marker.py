@@ -14,7 +14,10 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import asdict, dataclass
+from typing import cast
 
 from artfs.errors import BusyError, DamagedError, ExistsError, FormatError, InvalidError, NotFoundError
 from artfs.objects import Provider
@@ -67,18 +70,26 @@ async def claim(provider: Provider, uuid: str, generation: int) -> None:
     store was recovered elsewhere, FormatError, DamagedError, and what the provider says."""
     found = await read(provider)
     if found is None:
-        for prefix in PREFIXES:
-            async for name, _ in provider.list(prefix):
-                raise InvalidError(
-                    f"{provider.url} holds objects of a store that cannot be told ({name}, but no {NAME}): choose "
-                    f"another prefix, or bring that store back with `artfs recover {provider.url}`"
-                )
+        name = await _any_object(provider)
+        if name is not None:
+            raise InvalidError(
+                f"{provider.url} holds objects of a store that cannot be told ({name}, but no {NAME}): choose "
+                f"another prefix, or bring that store back with `artfs recover {provider.url}`"
+            )
         try:
             await provider.create(NAME, Marker(uuid, generation, time.time_ns()).pack())
             return
         except ExistsError:  # somebody else just now; or this store, by an attempt whose answer was lost
             found = await read(provider)
     await _judge(provider, found, uuid, generation)
+
+
+async def _any_object(provider: Provider) -> str | None:
+    for prefix in PREFIXES:
+        async with aclosing(cast(AsyncGenerator[tuple[str, int], None], provider.list(prefix))) as listing:
+            async for name, _ in listing:
+                return name
+    return None
 
 
 async def check(provider: Provider, uuid: str, generation: int) -> None:

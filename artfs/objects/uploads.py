@@ -66,7 +66,8 @@ class _Backoff:
 
 class Uploads(Cache):
     """`run` must be running for anything to be uploaded.  `commit`: have everything that was logged committed;
-    `allowed` raises if this store may not write to its provider any more."""
+    `allowed` raises if this store may not write to its provider any more; `keep_numbers`: have it written down that
+    these are taken, because a copy is no witness."""
 
     def __init__(self, local: LocalObjects, settings: Settings, providers: Providers) -> None:
         super().__init__(local, settings, providers)
@@ -74,6 +75,7 @@ class Uploads(Cache):
         self.on_crowded: Callable[[bool], None] = lambda crowded: None
         self.commit: Callable[[], Awaitable[None]] = _nothing
         self.allowed: Callable[[], Awaitable[None]] = _nothing
+        self.keep_numbers: Callable[[Collection[int]], Awaitable[None]] = _nothing
         self.uploaded = self.uploads = 0
         self._uploading: dict[int, anyio.Event] = {}
         self._failures: dict[int, tuple[int, Exception]] = {}
@@ -143,6 +145,7 @@ class Uploads(Cache):
         attempt = self._attempt
         try:
             await self.allowed()
+            await self.keep_numbers((number,))
             path = self.local.path(number)
             size = path.stat().st_size
             await self.provider(number >> 32).put(self.name(number), path)
@@ -222,7 +225,7 @@ class Uploads(Cache):
         return not scope.cancelled_caught
 
 
-async def _nothing() -> None:
+async def _nothing(*args: object) -> None:
     pass
 
 

@@ -80,6 +80,7 @@ class Store:
         self.saver: Saver | None = None
         self._used: set[Home] = set()
         self.collector = Collector(shard, pinned=self._pinned, views=lambda: shard.views, save=None)
+        shard.remote.keep_numbers = self.collector.keep_numbers
         self._naming = anyio.Lock()  # renames and deletions of namespaces come one after another
 
     # namespaces

@@ -49,10 +49,15 @@ Place = tuple[int, int, int, bytes]
 """(object, offset, length, hash) of a chunk."""
 
 
+def is_wasteful(size: int, live: int) -> bool:
+    """Whether most of an object's bytes are garbage, and enough of them."""
+    return live < size * LIVE_SHARE and size - live >= DEAD_BYTES
+
+
 def is_sparse(namespace: Namespace, size: int, live: int) -> bool:
     """Whether an object that was born there is worth to be rewritten.  A BLOB's object is exactly its bytes, and URLs
     lead to it: never."""
-    return namespace.type is not NamespaceType.BLOB and 0 < live < size * LIVE_SHARE and size - live >= DEAD_BYTES
+    return namespace.type is not NamespaceType.BLOB and live > 0 and is_wasteful(size, live)
 
 
 @dataclass(slots=True)

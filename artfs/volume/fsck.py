@@ -1,8 +1,8 @@
 """fsck: every rule of docs/format.md, held against a store that nobody has open.
 
 Kinds of problems: `store` (store.json, config.toml), `database` (sqlite, and the engine's invariants),
-`journal`, `catalogue`, `session`, `counters` (of a namespace), `checkpoint`, and in a view: `row`, `root`, `inode`,
-`name`, `type`, `cookie`, `number`, `parent`, `links`, `size`, `blocks`, `xattrs`, `unreachable`, `data`.
+`journal`, `catalogue`, `provider`, `session`, `counters` (of a namespace), `checkpoint`, and in a view: `row`, `root`,
+`inode`, `name`, `type`, `cookie`, `number`, `parent`, `links`, `size`, `blocks`, `xattrs`, `unreachable`, `data`.
 
 Invariants:
 1. without `repair` nothing that a store holds is changed; the journal is read, not replayed;
@@ -31,7 +31,10 @@ from artfs.grid import check_id, session_key
 from artfs.meta import Batch, Checkpoint
 from artfs.meta.schema import CHECKS
 from artfs.meta.sqlite import SqliteEngine
+from artfs.objects import Providers
 from artfs.objects.local import LocalObjects
+from artfs.objects.providers import OpenProviders
+from artfs.objects.remote import NoProviders
 from artfs.sessions import Session
 from artfs.sessions.sqlite import ORDER, SELECT, SqliteSessions
 from artfs.settings import MIB, Settings, load_settings, read_store
@@ -39,6 +42,7 @@ from artfs.types import Epoch, Scope
 from artfs.volume.catalogue import Namespace
 from artfs.volume.fsck_catalogue import Catalogued, Logged, Records, read_catalogue, read_journal
 from artfs.volume.fsck_objects import Objects, damaged_inodes
+from artfs.volume.fsck_provider import Kept, kept
 from artfs.volume.fsck_repair import plan
 from artfs.volume.fsck_view import END_COOKIE, FIRST_COOKIE, Finding, View, problems, read_view
 from artfs.volume.journal import Journal
@@ -77,9 +81,17 @@ class Report:
         return {"ok": self.ok, **asdict(self)}
 
 
-def check(root: Path, *, repair: bool = False, data: bool = False, progress: Progress | None = None) -> Report:
-    """Look at the store at `root`, and put right what can be.  `data`: read all bytes and compare their hashes.
-    `progress` is told (what, done, total).
+def check(
+    root: Path,
+    *,
+    repair: bool = False,
+    data: bool = False,
+    progress: Progress | None = None,
+    providers: Providers | None = None,
+) -> Report:
+    """Look at the store at `root`, and put right what can be.  `data`: read all bytes, those in providers too, and
+    compare their hashes.  `progress` is told (what, done, total).  `providers`, which are closed at the end, are those
+    that the settings lead to if none are given.
     Errors: NotFoundError (no store), BusyError (it is in use), FormatError, UnavailableError, NoSpaceError."""
     found: list[Finding] = []
     settings: Settings | None = None
@@ -97,10 +109,15 @@ def check(root: Path, *, repair: bool = False, data: bool = False, progress: Pro
             found.append(Finding("database", str(root / "meta.db"), str(error)))
             return Report(_marked(found, found), [], {})
         try:
-            run = _Run(root, engine, settings, data, progress or (lambda what, done, total: None))
-            return run.repair(found) if repair else run.look(found)
+            with kept(providers or _providers(root, settings)) as keeping:
+                run = _Run(root, engine, settings, keeping, data, progress or (lambda what, done, total: None))
+                return run.repair(found) if repair else run.look(found)
         finally:
             engine.close()
+
+
+def _providers(root: Path, settings: Settings | None) -> Providers:
+    return NoProviders() if settings is None else OpenProviders(settings, root / "cache" / "scratch")
 
 
 def _marked(all: list[Finding], left: list[Finding]) -> list[Problem]:
@@ -122,14 +139,21 @@ class _Look:
 
 class _Run:
     def __init__(
-        self, root: Path, engine: SqliteEngine, settings: Settings | None, data: bool, progress: Progress
+        self,
+        root: Path,
+        engine: SqliteEngine,
+        settings: Settings | None,
+        keeping: Kept,
+        data: bool,
+        progress: Progress,
     ) -> None:
         self.root = root
         self.engine = engine
         self.settings = settings
         self.data = data
         self.progress = progress
-        self.objects = Objects(root / "objects", {}, data)
+        self.kept = keeping
+        self.objects = Objects(root / "objects", keeping, data)
         self.recovered = 0
 
     def look(self, found: list[Finding]) -> Report:
@@ -203,7 +227,7 @@ class _Run:
         catalogue = read_catalogue(self.engine, self.settings.block_size if self.settings else MIB)
         look.findings += catalogue.findings
         look.records |= catalogue.fixes
-        self.objects.prefixes = catalogue.prefixes
+        self.objects.prefixes, self.objects.homes = catalogue.prefixes, catalogue.homes
         self.objects.ends.clear()
         self.objects.chunks.clear()
         journal = read_journal(self.engine, self.root / "journal")
@@ -217,7 +241,9 @@ class _Run:
             self._namespace(look, namespace, repair, sweep)
         if not self.objects.verify(lambda done, size: self.progress("data", done, size)):
             self._name_damage(look, catalogue)
-        self._garbage(look, journal)
+        self._garbage(look, journal, catalogue)
+        self._copies(look, repair)
+        look.findings += self.kept.findings()
         self._sessions(look, catalogue)
         look.counts["namespaces"] = total
         look.counts["objects"] = len(self.objects.ends)
@@ -275,11 +301,28 @@ class _Run:
                 view = self._view(namespace, checkpoint, named)
                 look.findings += damaged_inodes(self.objects, named, view.place)
 
-    def _garbage(self, look: _Look, journal: Logged) -> None:
-        sizes = [size for _, size in self.objects.unnamed(journal.objects)]
+    def _garbage(self, look: _Look, journal: Logged, catalogue: Catalogued) -> None:
+        sizes = [size for _, size in self.objects.unnamed(journal.objects, catalogue.doomed)]
         look.counts["garbage_objects"], look.counts["garbage_bytes"] = len(sizes), sum(sizes)
         if sizes:
             look.notes.append(f"{len(sizes)} objects ({sum(sizes)} bytes) are named by nothing")
+        if catalogue.doomed:
+            look.notes.append(f"objects of {len(catalogue.doomed)} deleted namespaces wait to be deleted")
+        for number in sorted(catalogue.condemned & (self.objects.ends.keys() | journal.objects)):
+            where = f"record condemned {number:x}"
+            look.findings.append(Finding("catalogue", where, "the object is named, it must not be deleted"))
+            look.records["condemned", f"{number:x}"] = None
+
+    def _copies(self, look: _Look, repair: bool) -> None:
+        """Wrong bytes in the cache harm nobody: they are fetched again."""
+        if not self.objects.stale:
+            return
+        what = "objects in the cache are not what they should be"
+        if repair:
+            for path in self.objects.stale:
+                path.unlink(missing_ok=True)
+            what = "copies of objects in the cache were not what they should be, and were deleted"
+        look.notes.append(f"{len(self.objects.stale)} {what}")
 
     def _sessions(self, look: _Look, catalogue: Catalogued) -> None:
         known = set()

@@ -2,7 +2,8 @@
 
 What can be put right comes back as records to write: a document that is lost or unreadable is made again from the place
 of the namespace's objects (its `prefix` record, which names sandbox, scope and id); a place that two claim goes to the
-older one; the serial counter moves past every serial.
+older one; the serial counter moves past every serial; what says that objects are to be deleted which must not be is
+taken back.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from artfs.errors import ArtfsError
 from artfs.grid import check_id, check_namespace_name, owner_key, parse_scope_dir
 from artfs.meta import Engine
+from artfs.objects import CODECS, Home
 from artfs.types import NamespaceType, Serial
 from artfs.volume.catalogue import KIND, Namespace
 from artfs.volume.fsck_view import Finding
@@ -35,11 +37,15 @@ _NAMESPACE = TypeAdapter(Namespace)
 
 @dataclass(slots=True)
 class Catalogued:
-    """The namespaces that have a document, by serial; every known prefix of objects; what is wrong, and the records
+    """The namespaces that have a document, by serial; every known prefix and home of objects; `doomed`: namespaces
+    whose objects are to be deleted; `condemned`: objects that are, if they stay unnamed; what is wrong, and the records
     that make it right."""
 
     namespaces: dict[Serial, Namespace] = field(default_factory=dict)
     prefixes: dict[int, str] = field(default_factory=dict)
+    homes: dict[int, Home] = field(default_factory=dict)
+    doomed: set[int] = field(default_factory=set)
+    condemned: set[int] = field(default_factory=set)
     findings: list[Finding] = field(default_factory=list)
     fixes: Records = field(default_factory=dict)
 
@@ -55,9 +61,11 @@ def read_catalogue(engine: Engine, block_size: int) -> Catalogued:
             found.prefixes[int(text)] = prefix
         else:
             found.wrong(f"record prefix {text}", "it belongs to no serial")
-    for text in engine.records("lent"):
-        if not text.isdecimal():
-            found.wrong(f"record lent {text}", "it belongs to no serial")
+    _homes(engine, found)
+    for kind in ("lent", "importing"):
+        for text in engine.records(kind):
+            if not text.isdecimal():
+                found.wrong(f"record {kind} {text}", "it belongs to no serial")
     unreadable = {}
     for id, document in sorted(engine.records(KIND).items()):
         try:
@@ -72,8 +80,56 @@ def read_catalogue(engine: Engine, block_size: int) -> Catalogued:
     _rebuild(engine, found, unreadable, block_size)
     _places(found)
     _prefixes(found)
+    _garbage(engine, found)
     _counter(engine, found)
     return found
+
+
+def _homes(engine: Engine, found: Catalogued) -> None:
+    for text, document in engine.records("home").items():
+        if not text.isdecimal():
+            found.wrong(f"record home {text}", "it belongs to no serial")
+            continue
+        try:
+            home = Home(**json.loads(document))
+            if not isinstance(home.provider, str) or not home.provider or home.codec not in CODECS:
+                raise ValueError
+        except (ValueError, TypeError):
+            # The document of its namespace, if there is one, says it again.
+            found.wrong(f"record home {text}", "where the objects of this serial are cannot be read")
+            continue
+        found.homes[int(text)] = home
+
+
+def _garbage(engine: Engine, found: Catalogued) -> None:
+    """What is to be deleted: nothing that is still there."""
+    lent = engine.records("lent")
+    for text in engine.records("doomed"):
+        serial = int(text) if text.isdecimal() else -1
+        trouble = ""
+        if serial < 0:
+            trouble = "it belongs to no serial"
+        elif serial in found.namespaces:
+            trouble = f"{found.namespaces[Serial(serial)].grid_path} is there, its objects must not be deleted"
+        elif text in lent:
+            trouble = "clones name objects of this serial, they must not be deleted"
+        elif serial not in found.prefixes:
+            trouble = "where the objects of this serial are is not known"
+        if trouble:
+            found.wrong(f"record doomed {text}", trouble)
+            found.fixes["doomed", text] = None
+        else:
+            found.doomed.add(serial)
+    for text, document in engine.records("condemned").items():
+        try:
+            number = int(text, 16)
+        except ValueError:
+            number = -1
+        if number < 0 or f"{number:x}" != text or not document.isdecimal():
+            found.wrong(f"record condemned {text}", "it names no object, or no time")
+            found.fixes["condemned", text] = None
+        else:
+            found.condemned.add(number)
 
 
 def parse_namespace(id: str, document: str) -> Namespace:
@@ -92,6 +148,8 @@ def parse_namespace(id: str, document: str) -> Namespace:
         check_namespace_name(namespace.name)
     if not namespace.prefix.startswith("grid/") or ".." in namespace.prefix.split("/"):
         raise ValueError(f"no objects lie below {namespace.prefix!r}")
+    if namespace.codec not in CODECS or (namespace.codec and not namespace.provider):
+        raise ValueError(f"objects cannot be kept as {namespace.codec!r} in {namespace.provider!r}")
     if namespace.block_size.bit_count() != 1:
         raise ValueError(f"{namespace.block_size} is no block size")
     return namespace
@@ -119,9 +177,10 @@ def _rebuild(engine: Engine, found: Catalogued, unreadable: dict[str, str], bloc
         attributes = INODE.unpack_from(root) if root and len(root) >= INODE.size else None
         uid, gid = attributes[2:4] if attributes else (os.getuid(), os.getgid())
         scope, owner = place
+        home = found.homes.get(serial, Home(""))
         namespace = Namespace(
             serial, id, NamespaceType.WORKSPACE, sandbox, scope, owner, None, time_ns(), block_size, prefix,
-            uid=uid, gid=gid,
+            uid=uid, gid=gid, provider=home.provider, codec=home.codec,
         )  # fmt: skip
         found.namespaces[serial] = namespace
         _put(found, namespace)
@@ -158,6 +217,14 @@ def _prefixes(found: Catalogued) -> None:
             found.wrong(f"namespace {namespace.id}", "no prefix record says where its objects are, or another place")
             found.prefixes[serial] = namespace.prefix
             found.fixes["prefix", str(serial)] = namespace.prefix
+        if found.homes.get(serial) != namespace.home:
+            found.wrong(f"namespace {namespace.id}", "no home record says which provider has its objects, or another")
+            if namespace.home is None:
+                del found.homes[serial]
+                found.fixes["home", str(serial)] = None
+            else:
+                found.homes[serial] = namespace.home
+                found.fixes["home", str(serial)] = json.dumps(asdict(namespace.home))
 
 
 def _counter(engine: Engine, found: Catalogued) -> None:

@@ -33,10 +33,11 @@ import anyio
 from anyio import to_thread
 
 from artfs.errors import ArtfsError
+from artfs.objects import Home
 from artfs.objects.local import LocalObjects
 from artfs.types import Serial
 from artfs.volume.catalogue import Namespace
-from artfs.volume.compaction import DEAD_BYTES, LIVE_SHARE, Compaction, is_sparse
+from artfs.volume.compaction import Compaction, is_sparse, is_wasteful
 from artfs.volume.dead import void
 from artfs.volume.marks import Live, mark
 from artfs.volume.rows import HEAD_KEY, Head
@@ -130,12 +131,19 @@ class Collector:
         shard = self.shard
         serials = self._serials()
         marked = _Marked([serial for serial in serials if Serial(serial) not in shard.catalogue.by_serial])
+        down: set[Home] = set()
         for serial in serials:
+            home = self.remote.home(serial)
+            if home in down:
+                marked.unreachable.add(serial)
+                continue
             try:
                 marked.sizes |= await self.remote.objects(serial)
             except (ArtfsError, OSError) as error:
                 marked.unreachable.add(serial)
-                log.warning("objects of namespace %d are left alone: %s", serial, error)
+                if home is not None:
+                    down.add(home)
+                log.warning("garbage of namespace %d is left alone: %s", serial, error)
         marked.pinned.update(self.pinned())
         marked.open = _open_sizes(shard.objects)
         await shard.commit()
@@ -149,8 +157,11 @@ class Collector:
     def _serials(self) -> list[int]:
         """Of every namespace that may have objects, those that are gone too."""
         engine, catalogue = self.shard.engine, self.shard.catalogue
-        known = {int(serial) for serial in engine.records("prefix")} | catalogue.by_serial.keys()
-        return sorted(known - catalogue.doomed - {int(serial) for serial in engine.records(IMPORTING)})
+        known = {int(serial): prefix for serial, prefix in engine.records("prefix").items()}
+        known |= {serial: namespace.prefix for serial, namespace in catalogue.by_serial.items()}
+        for serial, prefix in known.items():  # not all of them have been opened
+            self.shard.objects.prefixes.setdefault(serial, prefix)
+        return sorted(known.keys() - catalogue.doomed - {int(serial) for serial in engine.records(IMPORTING)})
 
     async def _judge(self, marked: _Marked, dry_run: bool, buried: int, compact: bool) -> Gc:
         shard = self.shard
@@ -273,13 +284,9 @@ class Collector:
                 await self._forget(serial)
 
     async def _forget(self, serial: int) -> None:
-        """Errors: UnavailableError."""
+        """All that is left of a namespace that is gone.  Errors: as the provider; OSError."""
         shard = self.shard
-        try:
-            await self.remote.discard_namespace(serial)
-        except (ArtfsError, OSError) as error:
-            log.warning("objects of namespace %d are deleted later: %s", serial, error)
-            raise
+        await self.remote.discard_namespace(serial)
         catalogue = shard.catalogue
         catalogue.buried(serial)
         catalogue.lent.discard(Serial(serial))
@@ -303,7 +310,7 @@ class Collector:
         wasted = set()
         for number, size in marked.open.items():
             live = marked.live[number].bytes() if number in marked.live else 0
-            if size - live >= DEAD_BYTES and live < size * LIVE_SHARE:
+            if is_wasteful(size, live):
                 wasted.add(number)
         _close(self.shard.objects, wasted)
 
@@ -322,13 +329,20 @@ class Collector:
         if backed and not await self._saved():
             doomed = [serial for serial in doomed if serial not in backed]
         done = 0
+        down: set[Home | None] = set()
         for serial in doomed:
+            home = self.remote.home(serial)
+            if home in down:
+                continue
             try:
                 await self._forget(serial)
                 done += 1
-            except (ArtfsError, OSError):
+            except (ArtfsError, OSError) as error:
                 if shard.failure is not None:
                     raise
+                log.warning("objects of namespace %d are deleted later: %s", serial, error)
+                if home is not None:
+                    down.add(home)
         return done
 
     # the background

@@ -33,7 +33,8 @@ from artfs.errors import DamagedError, FormatError, NotFoundError
 from artfs.objects import Provider
 
 PREFIX = "meta/"
-SEGMENT = 64 << 10
+SEGMENT = 32 << 10
+"""Half of it makes manifests twice as long; twice of it makes copies of scattered changes twice as long."""
 FORMAT = 1
 MAGIC = b"artfmeta"
 TRAILER = Struct(">QQIH16s8s")
@@ -218,7 +219,7 @@ async def read_manifest(provider: Provider, sequence: int) -> Manifest:
         numbers = TRAILER.unpack_from(tail, len(tail) - TRAILER.size)
         found, offset, length, format, digest, magic = numbers
         if magic != MAGIC:
-            raise DamagedError(f"{name} is no copy of metadata, or torn")
+            raise DamagedError(f"{name} is torn, or no copy of metadata, or encrypted: then encryption_key must be set")
         if format > FORMAT:
             raise FormatError(f"{name} was written by a newer artfs (format {format}): upgrade artfs")
         if found != sequence or offset + length + TRAILER.size != size:

@@ -7,7 +7,8 @@ taken only when a newer one is known to be bad.
 
 What is below `root` becomes a store with its last file, store.json, which appears whole or not at all; before that it
 is a draft in `.recover`, and recovery can be run again.  The marker in the provider (see `artfs.objects.marker`) is
-taken over just before: from then on the old host, if it still runs, writes nothing there.
+taken over when a copy is here: from then on the old host, if it still runs, writes nothing there, and what it saved
+until then is taken.
 
 Numbers of objects are not used twice: the counters of the copy may be older than the rows beside them, and the
 directories that would show it are empty here, so each namespace goes on well behind what any row names.
@@ -95,11 +96,13 @@ async def _recover(
 ) -> Recovered:
     found = await marker.read(marked)
     draft = root / DRAFT / "meta.db"
-    manifest, skipped = await _fetch(provider, url, draft, progress)
+    newest, manifest, skipped = await _fetch(provider, url, draft, progress)
     identity = _identity(manifest)
     if found is not None and found.uuid != identity.uuid:
         raise DamagedError(f"{url} belongs to store {found.uuid}, but its metadata to store {identity.uuid}")
     generation = await marker.take_over(marked, identity.uuid, manifest.generation)
+    if max(await list_packs(provider)) != newest:  # the old host has saved meanwhile; it does not any more
+        newest, manifest, skipped = await _fetch(provider, url, draft, progress)
     namespaces, elsewhere = await to_thread.run_sync(_adapt, draft, generation)
     await to_thread.run_sync(_finish, root, identity, {"provider": url, **config})
     return Recovered(
@@ -140,8 +143,10 @@ def _prepare(root: Path) -> None:
 
 
 # fetching
-async def _fetch(provider: Provider, url: str, draft: Path, progress: Progress) -> tuple[Manifest, tuple[str, ...]]:
-    """The newest copy that is whole, as the database `draft`."""
+async def _fetch(
+    provider: Provider, url: str, draft: Path, progress: Progress
+) -> tuple[int, Manifest, tuple[str, ...]]:
+    """The newest copy that is whole, as the database `draft`; before it, the newest sequence that there is."""
     packs = await list_packs(provider)
     if not packs:
         raise NotFoundError(f"{url} holds no copy of a store's metadata; is the prefix right?")
@@ -158,7 +163,7 @@ async def _fetch(provider: Provider, url: str, draft: Path, progress: Progress) 
             continue
         if skipped:
             log.warning("the newest copy of the metadata is damaged; this is an older one, see its moment")
-        return manifest, tuple(skipped)
+        return max(packs), manifest, tuple(skipped)
     raise DamagedError(f"{url}: no copy of the metadata is whole: {'; '.join(skipped)}")
 
 
@@ -182,7 +187,8 @@ async def _build(provider: Provider, manifest: Manifest, draft: Path, progress: 
                 if failures:
                     return
                 data = await provider.get(pack_name(sequence), start, length)
-                done += await to_thread.run_sync(partial(_write, restoring, sequence, places, data, start))
+                written = await to_thread.run_sync(partial(_write, restoring, sequence, places, data, start))
+            done += written  # not across an await
             progress(min(done, manifest.size), manifest.size)
         except Exception as error:
             failures.append(error)

@@ -209,7 +209,8 @@ class Shard:
 
     def idle(self) -> bool:
         """Nothing waits for a commit."""
-        return not self.changed and not self.catalogue.records and not self._unfinished()
+        pending = self.changed or self.catalogue.records or self._unfinished() or self._lock.locked()
+        return not pending
 
     def _full(self) -> bool:
         return self.log.used * KICK_SHARE >= self.log.soft

@@ -462,3 +462,20 @@ async def test_a_chunk_that_no_provider_has_is_an_error(tmp_path: Path, provider
         chunk = next(source for _, _, source, _ in tree.block(tree.node(2), 0) if isinstance(source, Chunk))
         with pytest.raises((NotFoundError, DamagedError)):
             await store.shard.remote.read(chunk)
+
+
+async def test_a_number_is_never_used_again_though_no_file_is_left(tmp_path: Path, provider: FakeProvider) -> None:
+    """The row of counters is written before sealing makes its object: nothing but a copy knew of it."""
+    data = random(20_000)
+    async with opened(tmp_path / "s", provider) as store:
+        namespace, tree = await make(store)
+        await write(tree, b"a", data)
+        await store.sync(namespace)
+        await store.shard.remote.drop()
+    async with opened(tmp_path / "s", provider) as store:
+        tree = store.volume(store.catalogue.get(namespace.id)).tree
+        await write(tree, b"b", random(20_000))
+        await store.sync(namespace)
+        await store.shard.remote.drop()
+        assert len(provider.objects) == 2
+        assert await read(tree, b"a") == data

@@ -35,7 +35,7 @@ APPLICATION = 0x61_66_6F_62
 FORMAT = 1
 """`PRAGMA user_version`."""
 
-PAGE_SIZE = 8192
+PAGE_SIZE = 32 << 10
 WAL_LIMIT = 16 << 20
 """Bytes of WAL at which it is copied back, and to which it is cut."""
 

@@ -1,0 +1,224 @@
+"""The clients of S3 endpoints: one for each loop and endpoint, with its pool of connections, shared by all providers.
+
+A client exists as long as a provider uses it, and no longer than its loop.  It retries by itself, adaptively and with
+jitter, at most `ATTEMPTS` times; whoever calls it sets a limit to the whole (`artfs.objects.s3`).  All of this runs on
+asyncio, below `artfs.aio.Bridge`.
+
+Nothing here is imported before the first request: botocore takes half a second.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from base64 import b64encode
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from hashlib import md5
+from pathlib import Path
+from typing import Any
+
+import anyio
+from anyio import to_thread
+from anyio.lowlevel import RunVar
+
+from artfs.errors import DeniedError, InvalidError
+
+ATTEMPTS = 4
+CONNECTIONS = 128
+STEP = 256 << 10
+"""Bytes that are given to a connection at once: it waits until they have left, so that no body is in memory twice."""
+SMALL = 64 << 10
+"""A body up to here is sent without asking first (`Expect: 100-continue`), which takes a round trip."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a provider's URL says.  `addressing`: "auto", "path" or "virtual"; `flavor`: "" or "ibm", which decides where
+    the credentials are; `ca`: a file of certificates; `prefix` without slashes at its ends."""
+
+    bucket: str
+    prefix: str = ""
+    endpoint_url: str = ""
+    region: str = ""
+    addressing: str = "auto"
+    sse: str = ""
+    kms_key: str = ""
+    ca: str = ""
+    flavor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """What makes two providers share a client.  `timeout` in seconds; `uploads`: parts that are sent at once."""
+
+    place: Place
+    timeout: float
+    uploads: int
+
+    @classmethod
+    def of(cls, place: Place, timeout: float, uploads: int) -> Endpoint:
+        return cls(replace(place, bucket="", prefix="", sse="", kms_key=""), timeout, uploads)
+
+
+@dataclass(slots=True)
+class Client:
+    """`api`: aioboto3's; `slots`: held by each part of a file that is in memory."""
+
+    api: Any
+    slots: anyio.Semaphore
+    stack: AsyncExitStack
+    users: set[int] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class _Clients:
+    """Of one loop."""
+
+    by_endpoint: dict[Endpoint, Client]
+    making: anyio.Lock
+    end: AsyncGenerator[None, None]
+
+
+_clients: RunVar[_Clients] = RunVar("artfs.objects.s3_client")
+
+
+async def client_for(endpoint: Endpoint, user: int) -> Client:
+    """The loop's client, which `release` gives back.  Errors: InvalidError, DeniedError, botocore's."""
+    clients = _clients.get(None)
+    if clients is None:
+        found: dict[Endpoint, Client] = {}
+        clients = _Clients(found, anyio.Lock(), _until_the_loop_ends(found))
+        _clients.set(clients)
+        await anext(clients.end)
+    client = clients.by_endpoint.get(endpoint)
+    if client is None:
+        async with clients.making:
+            client = clients.by_endpoint.get(endpoint)
+            if client is None:
+                client = clients.by_endpoint[endpoint] = await _made(endpoint)
+    client.users.add(user)
+    return client
+
+
+async def release(endpoint: Endpoint, user: int) -> None:
+    clients = _clients.get(None)
+    client = clients.by_endpoint.get(endpoint) if clients is not None else None
+    if clients is None or client is None:
+        return
+    client.users.discard(user)
+    if not client.users:
+        del clients.by_endpoint[endpoint]
+        await client.stack.aclose()
+
+
+async def _until_the_loop_ends(clients: dict[Endpoint, Client]) -> AsyncGenerator[None, None]:
+    """A loop that shuts down closes its generators that have begun: that is where connections are closed."""
+    try:
+        yield
+    finally:
+        while clients:
+            await clients.popitem()[1].stack.aclose()
+
+
+async def _made(endpoint: Endpoint) -> Client:
+    place = endpoint.place
+    if place.ca and not await to_thread.run_sync(os.path.isfile, place.ca):
+        raise InvalidError(f"ca: {place.ca} is not there; name the file of certificates of the endpoint's authority")
+    aioboto3 = await to_thread.run_sync(importlib.import_module, "aioboto3")
+    config = importlib.import_module("aiobotocore.config").AioConfig(
+        signature_version="s3v4",
+        connect_timeout=max(min(endpoint.timeout / 2, 10.0), 0.5),
+        read_timeout=endpoint.timeout,
+        retries={"mode": "adaptive", "total_max_attempts": ATTEMPTS},
+        max_pool_connections=CONNECTIONS,
+        tcp_keepalive=True,
+        # Bodies are checked by Content-MD5; SHA-256 of each, on the loop, would take most of the time of an upload.
+        s3={"addressing_style": place.addressing, "payload_signing_enabled": False},
+        # Servers older than these checksums refuse what carries them.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    stack = AsyncExitStack()
+    try:
+        made = aioboto3.Session().client(
+            "s3",
+            endpoint_url=place.endpoint_url or None,
+            region_name=place.region or os.environ.get("AWS_REGION") or None,
+            verify=place.ca or None,
+            config=config,
+            **_keys(place),
+        )
+        api = await stack.enter_async_context(made)
+    except ValueError as error:  # what botocore says of an endpoint that is no URL
+        raise InvalidError(f"endpoint_url: {place.endpoint_url}: {error}; correct the provider's URL") from error
+    api.meta.events.register_last("before-call.s3.*", _without_asking)
+    api.meta.events.register_last("before-call.s3.DeleteObjects", _with_md5)
+    return Client(api, anyio.Semaphore(endpoint.uploads), stack)
+
+
+def _keys(place: Place) -> dict[str, str]:
+    """Credentials that are not where botocore looks (environment, profile, role)."""
+    if place.flavor != "ibm":
+        return {}
+    names = {"aws_access_key_id": "IBM_COS_ACCESS_KEY", "aws_secret_access_key": "IBM_COS_SECRET_KEY"}
+    keys = {argument: os.environ.get(name, "") for argument, name in names.items()}
+    if not all(keys.values()):
+        raise DeniedError("there are no credentials for IBM COS: set IBM_COS_ACCESS_KEY and IBM_COS_SECRET_KEY")
+    return keys
+
+
+def _without_asking(params: dict[str, Any], **_: Any) -> None:
+    body = params.get("body")
+    if isinstance(body, Body) and len(body) <= SMALL:
+        params["headers"].pop("Expect", None)
+
+
+def _with_md5(params: dict[str, Any], **_: Any) -> None:
+    """Many servers want it for this request, which newer clients only give a CRC."""
+    params["headers"]["Content-MD5"] = content_md5(params["body"])
+
+
+def content_md5(data: bytes) -> str:
+    """Every server of the protocol refuses a body that does not match this header.  MD5 takes 1.5 ms per MiB, CRC32 a
+    quarter of that, but that is refused by some servers and ignored by others; what an ETag is depends on encryption.
+    The C code lets other threads run."""
+    return b64encode(md5(data, usedforsecurity=False).digest()).decode()
+
+
+class Body:
+    """Bytes on their way: what botocore takes for a file, and aiohttp for pieces that come one after the other."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = memoryview(data)
+        self.md5 = content_md5(data)
+
+    @classmethod
+    def of_file(cls, fd: int, path: Path, offset: int, length: int) -> Body:
+        """Blocks.  Errors: OSError if the file is shorter by now."""
+        data = os.pread(fd, length, offset)
+        while len(data) < length:
+            more = os.pread(fd, length - len(data), offset + len(data))
+            if not more:
+                raise OSError(f"{path} ends at {offset + len(data)}")
+            data += more
+        return cls(data)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    async def __aiter__(self) -> AsyncIterator[memoryview]:
+        for start in range(0, len(self._data), STEP):
+            yield self._data[start : start + STEP]
+
+    def read(self, size: int = -1) -> bytes:
+        """Of a file at its end: nobody reads but through the iterator, which always begins at the start."""
+        return b""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Before the body is sent again."""
+        return 0
+
+    def tell(self) -> int:
+        return 0
