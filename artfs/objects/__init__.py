@@ -91,6 +91,9 @@ class Providers(Protocol):
 
     def get(self, home: Home) -> Provider: ...
 
+    def key_id(self) -> str:
+        """What tells the key for encryption from others, and is no secret."""
+
     async def close(self) -> None: ...
 
 

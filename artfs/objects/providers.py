@@ -51,6 +51,12 @@ class OpenProviders:
             self._key = load_key(self.settings.encryption_key)
         return self._key
 
+    def key_id(self) -> str:
+        """Errors: as `key`."""
+        from artfs.objects.keys import key_id
+
+        return key_id(self.key())
+
     async def close(self) -> None:
         for home, provider in self._open.items():
             if not home.codec:

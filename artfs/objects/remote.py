@@ -49,6 +49,9 @@ class NoProviders:
     def get(self, home: Home) -> Provider:
         raise InvalidError(f"this store has no providers: {home.provider} cannot be used")
 
+    def key_id(self) -> str:
+        return ""
+
     async def close(self) -> None:
         pass
 
@@ -119,10 +122,15 @@ class Remote(Uploads):
         else:
             found |= local.in_memory(serial)
         if serial in self.homes:
+            encoded = bool(self.homes[serial].codec)
             async for name, size in self.provider(serial).list(f"{prefix}/"):
                 count = name.rpartition("/")[2]
-                if len(count) == 8:
-                    found[serial << 32 | int(count, 16)] = size
+                number = serial << 32 | int(count, 16) if len(count) == 8 else -1
+                if number < 0 or (encoded and number in found):
+                    continue
+                if encoded and number not in self._sizes:
+                    self._sizes[number] = (await self.provider(serial).head(name)).size
+                found[number] = self._sizes[number] if encoded else size
         for number in local.open_objects():
             found.pop(number, None)
         return found

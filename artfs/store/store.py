@@ -190,14 +190,26 @@ class Store:
             if home is not None and not self.shard.remote.providers.get(home).capabilities.durable:
                 await self._reap_namespace(namespace)
 
+    def _know_key(self) -> None:
+        """Errors: DeniedError if `encryption_key` leads to another key than before; as `load_key`."""
+        found = self.shard.remote.providers.key_id()
+        known = self.shard.engine.record("key", "id")
+        if known is None:
+            self.catalogue.records["key", "id"] = found
+        elif known != found:
+            raise DeniedError(
+                f"objects of this store are encrypted with key {known}, but encryption_key leads to {found}: "
+                "set it to where the right one is"
+            )
+
     async def use_provider(self, home: Home) -> None:
         """See that the provider is there, that it is ours, and that we may use it; once.  Errors: `Provider.check`,
         InvalidError and BusyError if its place belongs to another store."""
         if home in self._used:
             return
         plain = self.shard.remote.providers.get(Home(home.provider))
-        if home.codec:
-            self.shard.remote.providers.get(home)
+        if "aes" in home.codec:
+            self._know_key()
         if Home(home.provider) not in self._used:
             await plain.check()
             if self.identity is not None and plain.capabilities.durable:
