@@ -31,7 +31,7 @@ from artfs.store.endpoint import Endpoint, address
 from artfs.store.exact import Exact, Making, data_node, described, find, rewrite
 from artfs.store.secret import load_key
 from artfs.store.site import BlobSite
-from artfs.store.upload_records import NS, signing
+from artfs.store.upload_records import NS, PATIENCE, signing
 from artfs.store.uploads import Uploads, positive
 from artfs.store.urls import READ, Signed, check_type, sign
 from artfs.types import NamespaceType, Scope, Serial
@@ -50,8 +50,6 @@ EXPIRES_MAX = 7 * 24 * 3600
 ROUND = 900 * NS
 """A pin lasts this much longer than its URL needs, so that the next URL may need no new one."""
 REAP_INTERVAL = 10.0
-PATIENCE = 10.0
-"""Seconds that a call waits for the endpoint to start."""
 CHUNK = Struct(">I16s")
 """length, hash: a chunk of a pinned object, one behind the other."""
 
@@ -83,6 +81,7 @@ class Blobs:
         self.endpoint: Endpoint | None = None
         self.pins: dict[str, Pin] = {}
         self._key: bytes | None = None
+        self._keying = anyio.Lock()
         self._whole: set[int] = set()
         self._locks: dict[Serial, anyio.Lock] = {}
         self._wanted = anyio.Event()
@@ -177,9 +176,10 @@ class Blobs:
         old = self.pins.get(pin.id)
         if old is not None and old.expires >= until:
             return old
-        self.pins[pin.id] = replace(pin, chunks="")
-        self.store.catalogue.records[KIND, pin.id] = json.dumps(asdict(pin))
-        await self.store.shard.commit()
+        with self.making.keep(exact.number):
+            self.store.catalogue.records[KIND, pin.id] = json.dumps(asdict(pin))
+            await self.store.shard.commit()
+            self.pins[pin.id] = replace(pin, chunks="")
         return pin
 
     async def _url(self, signed: Signed) -> str:
@@ -188,8 +188,9 @@ class Blobs:
 
     async def key(self) -> bytes:
         """What URLs are signed with; made when there is none.  Errors: DamagedError, NoSpaceError, UnavailableError."""
-        if self._key is None:
-            self._key = await to_thread.run_sync(load_key, self.store.root)
+        async with self._keying:  # one for all who ask first
+            if self._key is None:
+                self._key = await to_thread.run_sync(load_key, self.store.root)
         return self._key
 
     def pinned(self) -> set[int]:
@@ -197,7 +198,7 @@ class Blobs:
         now = time_ns()
         serials = self.store.catalogue.by_serial
         live = {pin.object for pin in self.pins.values() if pin.expires > now and Serial(pin.serial) in serials}
-        return live | self.making.numbers
+        return live | self.making.numbers.keys()
 
     def chunks(self, pin: Pin) -> list[Chunk]:
         """What a pinned object consists of.  Errors: DamagedError."""
@@ -228,16 +229,29 @@ class Blobs:
     async def run(self) -> None:
         """Serve URLs once there are any, and reap, until cancelled."""
         try:
-            await self.uploads.recover()
+            await self._recover()
             if self.uploads.served() or self._served():
                 self._wanted.set()
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._serve)
                 while True:
-                    await self.reap()
+                    try:
+                        await self.reap()
+                    except Exception:
+                        log.exception("URLs and uploads that are over could not be deleted; it is tried again")
                     await anyio.sleep(REAP_INTERVAL)
         finally:
             self.uploads.spool.close()
+
+    async def _recover(self) -> None:
+        """No upload is served before."""
+        while True:
+            try:
+                await self.uploads.recover()
+                return
+            except (ArtfsError, OSError) as error:
+                log.error("uploads of an earlier process cannot be looked at, it is tried again: %s", error)
+                await anyio.sleep(REAP_INTERVAL)
 
     def _served(self) -> bool:
         now = time_ns()
@@ -245,7 +259,10 @@ class Blobs:
 
     def _signed_by_provider(self, pin: Pin) -> bool:
         home = self.store.shard.remote.home(pin.object >> 32)
-        return home is not None and signing(self.store, home) is not None
+        try:
+            return home is not None and signing(self.store, home) is not None
+        except ArtfsError:  # no key, no such provider any more
+            return False
 
     async def reap(self) -> None:
         """Forget what has expired, or is gone; what fails is tried again."""
@@ -278,6 +295,8 @@ class Blobs:
             if self.endpoint is not None:
                 try:
                     await endpoint.run()
+                except Exception:
+                    log.exception("the endpoint ended; the next URL starts it again")
                 finally:
                     self.endpoint = None
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,18 +51,20 @@ class Exact:
 
 
 class Making:
-    """Numbers of objects that nothing names yet."""
+    """Numbers of objects that nothing names yet, by how many work at them."""
 
     def __init__(self) -> None:
-        self.numbers: set[int] = set()
+        self.numbers: Counter[int] = Counter()
 
     @contextmanager
     def keep(self, number: int) -> Iterator[None]:
-        self.numbers.add(number)
+        self.numbers[number] += 1
         try:
             yield
         finally:
-            self.numbers.discard(number)
+            self.numbers[number] -= 1
+            if not self.numbers[number]:
+                del self.numbers[number]
 
 
 class _Changed(Exception):
@@ -270,13 +273,13 @@ def allocate(objects: LocalObjects, serial: int) -> int:
     return number
 
 
-def adopt(objects: LocalObjects, serial: int, source: Path | int, size: int) -> int:
-    """A new object that is this file (a descriptor, if there is no directory), which nobody changes any more and which
-    is on the disk; its name is when `LocalObjects.sync` has run.  Returns its number.  Errors: OSError."""
-    number = allocate(objects, serial)
+def adopt(objects: LocalObjects, number: int, source: Path | int, size: int) -> None:
+    """The object is this file (a descriptor, if there is no directory), which nobody changes any more and which is on
+    the disk; its name is when `LocalObjects.sync` has run.  REQUIRES: `allocate`.  Errors: OSError."""
+    serial = number >> 32
     if isinstance(source, int):
         objects._table[number] = os.dup(source)
-        return number
+        return
     path = objects.path(number)
     path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
     folder = objects._folder(serial, path.parent)
@@ -292,7 +295,6 @@ def adopt(objects: LocalObjects, serial: int, source: Path | int, size: int) -> 
         objects.sealing[folder] = objects._writes
     if serial in objects.backed:
         objects.found(number, size, time_ns())
-    return number
 
 
 def _sync(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The import of a namespace from a file that `artfs.store.portable` wrote.
+"""The import of a namespace from a file that `artfs.store.portable` wrote (see `artfs.store.portable_file`).
 
 Everything is checked before a row is written.  The chunks go into objects of a serial that nothing knows yet: a record
 (`importing`) names it, so that the next owner takes them away if this process dies.  Then one transaction brings all
@@ -29,7 +29,8 @@ from artfs.blocks import Chunk
 from artfs.errors import ArtfsError, DamagedError, ExistsError, UnavailableError
 from artfs.grid import GridPath, check_id, check_namespace_name, owner_key, scope_dir
 from artfs.meta import Batch, Checkpoint
-from artfs.store.portable import GROUP, PAGE, Progress, open_export, silent, unwritable
+from artfs.store.portable import GROUP, PAGE, Progress, silent
+from artfs.store.portable_file import open_export, unwritable
 from artfs.store.store import Store
 from artfs.types import Epoch, NamespaceType, Scope, Serial
 from artfs.volume.catalogue import KIND, Namespace
@@ -184,7 +185,7 @@ class _Import:
             if namespace.type is NamespaceType.BLOB:
                 shard.objects.unbounded.add(serial)
             await self._put_chunks(serial)
-            await to_thread.run_sync(shard.objects.sync)
+            await self._written(shard.objects.sync)
             staged = await self._commit(namespace)
         except BaseException:
             with anyio.CancelScope(shield=True), suppress(ArtfsError, OSError):  # the next owner tries again
@@ -204,13 +205,17 @@ class _Import:
         while group := await to_thread.run_sync(self._guarded, partial(self._next_chunks, last)):
             if not await self.shard.remote.wait_room(self.shard.settings.wait_limit):
                 raise UnavailableError("too much waits for upload; `artfs status` says why; try again")
-            try:
-                await to_thread.run_sync(self._move, serial, group)
-            except OSError as error:
-                raise unwritable(self.shard.objects.root or self.source, error) from error
+            await self._written(self._move, serial, group)
             last = group[-1][0]
             done += sum(row[3] for row in group)
             self.progress(done, int(total))
+
+    async def _written(self, call: Callable[..., None], *args: Any) -> None:
+        """Errors: NoSpaceError, UnavailableError."""
+        try:
+            await to_thread.run_sync(call, *args)
+        except (OSError, sqlite3.Error) as error:
+            raise unwritable(self.shard.objects.root or Path("a temporary file"), error) from error
 
     def _next_chunks(self, last: int) -> list[tuple[int, int, int, int, bytes, bytes]]:
         found: list[tuple[int, int, int, int, bytes, bytes]] = []

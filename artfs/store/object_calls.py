@@ -16,7 +16,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from artfs.errors import InvalidError
-from artfs.grid import GridPath, parse_path
+from artfs.grid import parse_path
 from artfs.store.file_calls import FileCalls
 from artfs.store.importing import import_
 from artfs.store.portable import export
@@ -50,7 +50,7 @@ class ObjectCalls(FileCalls):
         namespace = None if path is None else self._namespace(path)
         with self._job("sync") as job:
             await self.store.sync(namespace, job.bytes)
-        return {"bytes": job.done, "saved": self._saved()}
+        return {"bytes": job.done, "saved": self._saved(), "waiting": self._waiting()}
 
     async def gc(self, dry_run: bool = False) -> dict[str, Any]:
         with self._job("gc"):
@@ -58,10 +58,11 @@ class ObjectCalls(FileCalls):
 
     async def warmup(self, path: str) -> dict[str, Any]:
         """Bring a file, or all below a directory, to the cache: how many files and bytes that are."""
-        place = self._file_place(path) if path not in self.store.catalogue.by_id else GridPath()
-        namespace = self._namespace(path)
+        id, _, below = path.partition("/")
+        if id not in self.store.catalogue.by_id:
+            id, below = path, self._file_place(path).path
         with self._job("warmup") as job:
-            files, size = await self.store.warm_up(namespace, self._inside(place), job.files)
+            files, size = await self.store.warm_up(self._namespace(id), os.fsencode(below), job.files)
         return {"files": files, "bytes": size}
 
     async def cache_status(self) -> dict[str, Any]:

@@ -1,107 +1,50 @@
 """One namespace with its checkpoints as a single file.
 
-The file is an sqlite database (`SCHEMA`; docs/operations.md explains it).  A *version* is a checkpoint, or the present
-state, which is the last one.  What a version holds is what the one before it holds, with its own `change`s applied; the
-first begins with nothing.  Each chunk that a block of any version names is there once, under the address that the
-blocks name it by; an import gives it another.
+What is in the file is described in `artfs.store.portable_file`; the other way is `artfs.store.importing`.
 
-Export: a checkpoint of our own (`PIN`) fixes the present state, and with it every chunk; the others are fixed by
-themselves.  Writers go on.  One that is deleted meanwhile ends the export with BusyError, for what it saw is gone.
+A checkpoint of our own (`PIN`) fixes the present state, and with it every chunk; the others are fixed by themselves.
+Writers go on.  One that is deleted meanwhile ends the export with BusyError, for what it saw is gone.
 
 Some pages of rows and some MiB of chunks are held at a time; besides, the rows that changed between two checkpoints.
-The other way is `artfs.store.importing`.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
-import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from fcntl import LOCK_EX, LOCK_NB, flock
 from functools import partial
 from pathlib import Path
 from time import gmtime, strftime
 from typing import Any
-from urllib.parse import quote
 from uuid import uuid4
 
 import anyio
 from anyio import to_thread
 
 from artfs.blocks import Chunk
-from artfs.errors import (
-    ArtfsError,
-    BusyError,
-    DamagedError,
-    DeniedError,
-    ExistsError,
-    FormatError,
-    FsError,
-    InvalidError,
-    NoSpaceError,
-    NotFoundError,
-    UnavailableError,
-)
+from artfs.errors import ArtfsError, BusyError, DamagedError, NotFoundError
 from artfs.meta import Checkpoint
+from artfs.store.portable_file import FORMAT, Draft, unwritable
 from artfs.store.store import Store
-from artfs.types import Epoch
+from artfs.types import Epoch, Serial
 from artfs.volume.catalogue import Namespace
 from artfs.volume.rows import HEAD_KEY, Head, unpack_block
 from artfs.volume.volume import Volume
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
-"""Of the file."""
-APPLICATION = 0x61727466
-"""What file(1) can tell such a file by."""
 PIN = "~export-"
+EXPORTING = "exporting"
+"""The kind of records that name our checkpoints: pin → serial."""
 PAGE = 2048
 """Rows that are read, or committed, at once."""
 GROUP = 8 << 20
 """Bytes of chunks that are held at once."""
 
-SCHEMA = f"""
-PRAGMA page_size = 16384;
-PRAGMA application_id = {APPLICATION};
-PRAGMA journal_mode = OFF;
-PRAGMA synchronous = OFF;
-CREATE TABLE about (                 -- format, namespace (a JSON object), numbers and cookies (its counters), complete
-    name  TEXT PRIMARY KEY,
-    value TEXT NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE version (               -- the oldest first
-    number      INTEGER PRIMARY KEY, -- 1, 2, 3 …
-    id          TEXT,                -- the checkpoint's; the present state, which is the last, has none
-    name        TEXT,
-    created     INTEGER NOT NULL,    -- nanoseconds since 1970
-    bytes       INTEGER NOT NULL,
-    inodes      INTEGER NOT NULL,
-    description TEXT NOT NULL,
-    labels      TEXT NOT NULL        -- a JSON object
-);
-CREATE TABLE change (
-    key     BLOB NOT NULL,           -- of a row: an inode, a name, a block or an attribute
-    version INTEGER NOT NULL,        -- since which it is this
-    value   BLOB,                    -- NULL: the row is gone
-    PRIMARY KEY (key, version)
-) WITHOUT ROWID;
-CREATE INDEX change_version ON change (version, key);
-CREATE TABLE chunk (
-    id     INTEGER PRIMARY KEY,
-    object INTEGER NOT NULL,         -- with offset and length, the address that blocks name
-    offset INTEGER NOT NULL,
-    length INTEGER NOT NULL,
-    hash   BLOB NOT NULL,            -- XXH3-128
-    data   BLOB NOT NULL,
-    UNIQUE (object, offset, length)
-);
-"""
 HAS_CHUNK = "SELECT 1 FROM chunk WHERE object = ? AND offset = ? AND length = ?"
 PUT_CHUNK = "INSERT OR IGNORE INTO chunk (object, offset, length, hash, data) VALUES (?, ?, ?, ?, ?)"
 Progress = Callable[[int, int], None]
@@ -123,22 +66,60 @@ async def export(store: Store, namespace: Namespace, target: Path, progress: Pro
     of chunks, of about how many.
     Errors: NotFoundError, ExistsError, BusyError, UnavailableError, NoSpaceError, DamagedError."""
     volume = store.volume(namespace)
-    draft = await to_thread.run_sync(_Draft, target)
+    draft = await to_thread.run_sync(Draft, target)
     try:
-        await store.settle(volume)
-        stamp = strftime("%Y%m%dT%H%M%S", gmtime())
-        pin = await volume.checkpoint(f"{PIN}{stamp}-{uuid4().hex[:8]}", "holds what is being exported")
+        pin = f"{PIN}{strftime('%Y%m%dT%H%M%S', gmtime())}-{uuid4().hex[:8]}"
         try:
+            await _claim(store, namespace.serial, pin)
+            await store.settle(volume)
+            pinned = await volume.checkpoint(pin, "holds what is being exported")
             await store.shard.commit()
-            summary = await _Export(store, volume, pin, draft.file, progress or silent).run()
+            summary = await _Export(store, volume, pinned, draft.file, progress or silent).run()
         finally:
-            with anyio.CancelScope(shield=True), suppress(NotFoundError, FsError):
-                await volume.delete_checkpoint(pin.id)
+            with anyio.CancelScope(shield=True):
+                await _release(store, namespace.serial, pin)
         await to_thread.run_sync(draft.publish)
+    except sqlite3.Error as error:
+        raise unwritable(draft.path, error) from error
     finally:
         with anyio.CancelScope(shield=True):
             await to_thread.run_sync(draft.close)
     return summary
+
+
+def shown(volume: Volume, all: bool = False) -> list[Checkpoint]:
+    """A namespace's checkpoints without those that exports hold, unless `all`."""
+    return [c for c in volume.checkpoints(all) if all or not c.name.startswith(PIN)]
+
+
+async def left_pinned(store: Store) -> list[tuple[Serial, str]]:
+    """What exports of earlier processes have pinned.  REQUIRES: none runs."""
+    found = await to_thread.run_sync(store.shard.engine.records, EXPORTING)
+    return [(Serial(int(serial)), pin) for pin, serial in found.items()]
+
+
+async def release(store: Store, pins: Sequence[tuple[Serial, str]]) -> None:
+    """Give up what exports had pinned that are no more."""
+    for serial, pin in pins:
+        await _release(store, serial, pin)
+
+
+async def _claim(store: Store, serial: Serial, pin: str) -> None:
+    """From here on the next owner takes the checkpoint away, should this process die."""
+    store.catalogue.records[EXPORTING, pin] = str(serial)
+    await store.shard.commit()
+
+
+async def _release(store: Store, serial: Serial, pin: str) -> None:
+    namespace = store.catalogue.by_serial.get(serial)
+    try:
+        if namespace is not None:
+            with suppress(NotFoundError):
+                await Volume(store.shard, namespace).delete_checkpoint(pin)
+        store.catalogue.records[EXPORTING, pin] = None
+        await store.shard.commit()
+    except (ArtfsError, OSError) as error:
+        log.warning("checkpoint %s of an export is left to the next owner: %s", pin, error)
 
 
 class _Export:
@@ -268,82 +249,6 @@ class _Export:
 
     async def _engine(self, call: str, *args: Any) -> Any:
         return await to_thread.run_sync(getattr(self.shard.engine, call), self.serial, *args)
-
-
-# files
-class _Draft:
-    """`FILE.part`, an export in the making.  Errors: ExistsError, BusyError, NotFoundError, DeniedError, NoSpaceError,
-    UnavailableError."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-        self.path = target.with_name(f"{target.name}.part")
-        if os.path.lexists(target):
-            raise ExistsError(f"{target} exists already; choose another name, or remove it")
-        self._fd = -1
-        try:
-            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            flock(self._fd, LOCK_EX | LOCK_NB)
-            os.ftruncate(self._fd, 0)
-            self.file = sqlite3.connect(self.path, check_same_thread=False)
-            self.file.executescript(SCHEMA)
-        except (OSError, sqlite3.Error) as error:
-            if self._fd >= 0:
-                os.close(self._fd)
-            raise unwritable(self.path, error) from error
-
-    def publish(self) -> None:
-        self.file.close()
-        os.fsync(self._fd)
-        try:
-            os.link(self.path, self.target)  # unlike rename, it never replaces another's
-        except FileExistsError:
-            raise ExistsError(f"{self.target} exists by now; choose another name") from None
-        except OSError:  # not every file system has links
-            os.rename(self.path, self.target)
-        folder = os.open(self.target.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-    def close(self) -> None:
-        """Nothing is left of the draft."""
-        self.file.close()
-        self.path.unlink(missing_ok=True)
-        os.close(self._fd)
-
-
-def open_export(path: Path) -> sqlite3.Connection:
-    if not path.is_file():
-        raise NotFoundError(f"{path}: there is no such file")
-    file = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, check_same_thread=False)
-    try:
-        found = file.execute("SELECT value FROM about WHERE name = 'format'").fetchone()
-        if file.execute("PRAGMA application_id").fetchone()[0] != APPLICATION:
-            found = None
-    except sqlite3.Error:
-        found = None
-    if found is None or not str(found[0]).isdigit():
-        file.close()
-        raise InvalidError(f"{path} is no export of artfs, or an incomplete one; `artfs export` makes one")
-    if int(found[0]) > FORMAT:
-        file.close()
-        raise FormatError(f"{path} has format {found[0]}, this artfs reads up to {FORMAT}: upgrade artfs")
-    return file
-
-
-def unwritable(path: Path, error: Exception) -> ArtfsError:
-    if isinstance(error, BlockingIOError):
-        return BusyError(f"{path} is being written by another export")
-    if isinstance(error, FileNotFoundError):
-        return NotFoundError(f"{path.parent} does not exist; make it, or choose another place")
-    if isinstance(error, PermissionError):
-        return DeniedError(f"{path} cannot be written by the store's owner; choose another place")
-    number = error.errno if isinstance(error, OSError) else None
-    if number in (errno.ENOSPC, errno.EDQUOT) or "full" in str(error):
-        return NoSpaceError(f"{path}: the disk is full; free some space, or choose another place")
-    return UnavailableError(f"{path} cannot be written: {error}")
 
 
 async def _all(calls: Sequence[Callable[[], Any]]) -> None:

@@ -16,12 +16,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import anyio
 from anyio import to_thread
 
-from artfs.errors import ArtfsError, InvalidError, NotFoundError
+from artfs.errors import ArtfsError, BusyError, InvalidError, NotFoundError
 from artfs.objects import Info
 from artfs.store.exact import Digests, adopt, allocate, chunks_of, digest_file, fill
 from artfs.store.spool import Part
@@ -57,7 +56,7 @@ class Registering(Records):
         expects of it.  On failure there is no BLOB, and the upload is as it was.
         Errors: NotFoundError (nothing was uploaded), ExpiredError, InvalidError (another size, another etag, another
         home), BusyError; as `make`; as the provider."""
-        record = self.live(id)
+        record = await self.find(id)
         if record.parts:
             raise InvalidError(f"upload {id} has parts: complete it")
         with self.claim(record):
@@ -76,7 +75,7 @@ class Registering(Records):
         """The parts, (number, etag) each, become one BLOB, in the order of their numbers; those that are not given are
         left out.  All but the last have 5 MiB or more.
         Errors: InvalidError (a part that has not come, another etag, too small), and as `register`."""
-        record = self.live(id)
+        record = await self.find(id)
         if not record.parts:
             raise InvalidError(f"upload {id} has no parts: register it")
         with self.claim(record):
@@ -106,16 +105,20 @@ class Registering(Records):
                 digests = await digest_file(fd, part.size, self.store.settings.block_size)
                 namespace = await make()
                 async with self._or_nothing(record, namespace):
-                    number = await self._adopted(namespace, part.path if part.path is not None else fd, part.size)
-                    await self._content(record, namespace, number, digests)
+                    number = self._number(namespace)
+                    with self.making.keep(number):
+                        if part.size:
+                            source = part.path if part.path is not None else fd
+                            await to_thread.run_sync(adopt, self.store.shard.objects, number, source, part.size)
+                        await self._content(record, namespace, number, digests)
             finally:
                 os.close(fd)
         await self._done(record)
         return namespace
 
-    async def _adopted(self, namespace: Namespace, source: Path | int, size: int) -> int:
-        serial = self.store.shard.tree(namespace).serial
-        return await to_thread.run_sync(adopt, self.store.shard.objects, serial, source, size) if size else -1
+    def _number(self, namespace: Namespace) -> int:
+        """Of the object that its content will be."""
+        return allocate(self.store.shard.objects, self.store.shard.tree(namespace).serial)
 
     # from a provider
     async def _come(self, provider: SigningProvider, record: Record) -> Info:
@@ -125,18 +128,17 @@ class Registering(Records):
             raise _nothing(record) from error
 
     async def _from_provider(self, provider: SigningProvider, record: Record, info: Info, make: Make) -> Namespace:
-        objects = self.store.shard.objects
         digests = await self._digests(provider, record, info.size)
         namespace = await make()
         async with self._or_nothing(record, namespace):
-            number = allocate(objects, self.store.shard.tree(namespace).serial)
-            if info.size:
-                name = objects.name(number)
-                await provider.copy(record.name, name, etag=info.etag)
-                copied = await provider.head(name)
-                if copied.size != info.size:
-                    raise InvalidError(f"upload {record.id} changed while it was registered; register it again")
-            await self._content(record, namespace, number, digests)
+            number = self._number(namespace)
+            with self.making.keep(number):
+                if info.size:
+                    name = self.store.shard.remote.name(number)
+                    await provider.copy(record.name, name, etag=info.etag)
+                    if (await provider.head(name)).size != info.size:
+                        raise BusyError(f"upload {record.id} changed while it was registered; register it again")
+                await self._content(record, namespace, number, digests)
         await self._done(record)
         return namespace
 
@@ -158,7 +160,7 @@ class Registering(Records):
     async def _content(
         self, record: Record, namespace: Namespace, number: int, digests: Sequence[tuple[int, bytes]]
     ) -> None:
-        with self.making.keep(number), anyio.CancelScope(shield=True):
+        with anyio.CancelScope(shield=True):
             await fill(self.store.shard.tree(namespace), chunks_of(number, digests))
             await self.set(replace(record, state=DONE))
 

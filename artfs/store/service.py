@@ -32,6 +32,7 @@ from artfs.settings import FORMAT
 from artfs.store.importing import left_behind, take_away
 from artfs.store.object_calls import JOBS, ObjectCalls
 from artfs.store.opening import open_store
+from artfs.store.portable import left_pinned, release, shown
 from artfs.store.socket import Client, serve
 from artfs.store.store import Store
 from artfs.types import NamespaceType, Scope
@@ -106,6 +107,7 @@ async def serving(store: Store, role: str, linger: float = LINGER) -> AsyncItera
         return
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(take_away, store, await left_behind(store))
+        tasks.start_soon(release, store, await left_pinned(store))
         server = await tasks.start(serve, store.root, lambda: Service(store, role))
         try:
             yield
@@ -235,7 +237,7 @@ class Service(ObjectCalls):
         return _checkpoint(await self.store.checkpoint(self._volume(path), name, description, labels))
 
     async def checkpoint_list(self, path: str, all: bool = False) -> list[dict[str, Any]]:
-        return [_checkpoint(checkpoint) for checkpoint in self._volume(path).checkpoints(all)]
+        return [_checkpoint(checkpoint) for checkpoint in shown(self._volume(path), all)]
 
     async def checkpoint_restore(self, path: str, name: str) -> dict[str, Any]:
         """`safety`: the checkpoint that undoes it."""

@@ -11,8 +11,9 @@ from urllib.parse import quote
 
 from artfs.blocks import Chunk
 from artfs.errors import NotFoundError
-from artfs.store.endpoint import Reply, Request, problem
+from artfs.store.connection import Reply, Request, problem
 from artfs.store.ranges import Unsatisfiable, matches, wanted_range
+from artfs.store.upload_records import disk_errors
 from artfs.store.urls import WRITE, Signed, verify
 from artfs.types import Serial
 
@@ -73,7 +74,8 @@ class BlobSite:
         at = bisect_right(offsets, start) - 1
         while start < end:
             chunk = chunks[at]
-            data = await self.blobs.store.shard.remote.read(chunk)
+            with disk_errors():
+                data = await self.blobs.store.shard.remote.read(chunk)
             low = start - chunk.offset
             high = min(end - chunk.offset, chunk.length)
             yield data if not low and high == chunk.length else data[low:high]
@@ -103,9 +105,10 @@ def _described(signed: Signed) -> dict[str, str]:
 
 
 def _preflight(request: Request) -> Reply:
+    wanted = request.headers.get("access-control-request-headers", "*")
     headers = {
         "Access-Control-Allow-Methods": METHODS,
-        "Access-Control-Allow-Headers": request.headers.get("access-control-request-headers", "*"),
+        "Access-Control-Allow-Headers": wanted if wanted.isascii() else "*",
         "Access-Control-Max-Age": "86400",
         "Allow": METHODS,
     }

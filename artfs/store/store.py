@@ -38,6 +38,7 @@ from artfs.objects import CODECS, Home
 from artfs.objects.remote import Progress, Waiting
 from artfs.sessions import Session, SessionStore
 from artfs.settings import Identity, Settings
+from artfs.store.blobs import Blobs
 from artfs.store.surface import Surface
 from artfs.types import Access, NamespaceType, Principal, Scope, Serial
 from artfs.volume.catalogue import Namespace
@@ -79,7 +80,8 @@ class Store:
         self.generation = int(shard.engine.record("counter", "generation") or 0)
         self.saver: Saver | None = None
         self._used: set[Home] = set()
-        self.collector = Collector(shard, pinned=self._pinned, views=lambda: shard.views, save=None)
+        self.blobs = Blobs(self)
+        self.collector = Collector(shard, pinned=self.blobs.pinned, views=lambda: shard.views, save=None)
         shard.remote.keep_numbers = self.collector.keep_numbers
         self._naming = anyio.Lock()  # renames and deletions of namespaces come one after another
 
@@ -402,10 +404,6 @@ class Store:
         """Delete what nothing names, as far as that is due.  Errors: as `Collector.collect`."""
         return await self.collector.collect(dry_run=dry_run)
 
-    def _pinned(self) -> set[int]:
-        """Objects that stay whatever rows say."""
-        return set()
-
     async def drain(self, progress: Progress | None = None) -> Waiting:
         """`sync` for as long as `drain_limit`; returns what is left, which the next owner uploads."""
         remote = self.shard.remote
@@ -549,6 +547,7 @@ class Store:
             tasks.start_soon(self.shard.run)
             tasks.start_soon(self.shard.remote.run)
             tasks.start_soon(self.collector.run)
+            tasks.start_soon(self.blobs.run)
             if self.saver is not None:
                 tasks.start_soon(self.saver.run)
             while True:

@@ -17,6 +17,9 @@ from dataclasses import asdict, dataclass
 from time import time_ns
 from typing import TYPE_CHECKING, Protocol, cast
 
+import anyio
+from anyio import to_thread
+
 from artfs.errors import (
     ArtfsError,
     BusyError,
@@ -40,6 +43,8 @@ log = logging.getLogger(__name__)
 KIND = "upload"
 PART_MIN = 5 << 20
 NS = 10**9
+PATIENCE = 10.0
+"""Seconds that a call waits for what must run before it."""
 OPEN, REGISTERING, DONE, ABORTED = "open", "registering", "done", "aborted"
 
 
@@ -76,8 +81,21 @@ class Records:
         self.records: dict[str, Record] = {}
         self.making = making
         self.busy: set[str] = set()
+        self.recovered = anyio.Event()
         for id, document in store.shard.engine.records(KIND).items():
             self.records[id] = Record(**json.loads(document))
+
+    async def find(self, id: str) -> Record:
+        """As `live`.  Errors: also UnavailableError."""
+        await self.wait_recovered()
+        return self.live(id)
+
+    async def wait_recovered(self) -> None:
+        """What an earlier process left is known, so that it cannot be taken for ours.  Errors: UnavailableError."""
+        with anyio.move_on_after(PATIENCE):
+            await self.recovered.wait()
+            return
+        raise UnavailableError("uploads of an earlier process are still being looked at; try again later")
 
     def live(self, id: str) -> Record:
         """Errors: NotFoundError, ExpiredError."""
@@ -120,7 +138,7 @@ class Records:
 
     async def parts(self, id: str) -> list[tuple[int, str, int]]:
         """(number, etag, size) of the parts that have come.  Errors: NotFoundError, ExpiredError."""
-        record = self.live(id)
+        record = await self.find(id)
         provider = self.provider(record)
         if provider is not None:
             return await provider.list_parts(record.name, record.remote) if record.remote else []
@@ -130,7 +148,7 @@ class Records:
         """Its bytes.  Errors: as the provider."""
         provider = self.provider(record)
         if provider is None:
-            self.spool.drop(record.id)
+            await to_thread.run_sync(self.spool.drop, record.id)
             return
         if record.remote:
             try:

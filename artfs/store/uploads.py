@@ -25,7 +25,7 @@ from anyio import to_thread
 
 from artfs.errors import ArtfsError, BusyError, DeniedError, ExistsError, InvalidError, NotFoundError
 from artfs.objects import Home
-from artfs.store.endpoint import Reply, Request, problem
+from artfs.store.connection import Reply, Request, problem
 from artfs.store.exact import Making
 from artfs.store.registering import Registering
 from artfs.store.spool import Incoming, sync_directory
@@ -57,7 +57,7 @@ class Upload:
 
 
 class Uploads(Registering):
-    """REQUIRES: `recover` before anything else; all calls on the store's loop."""
+    """Calls wait until `recover` has ended.  REQUIRES: all on the store's loop."""
 
     def __init__(self, store: Store, making: Making, url: MakeUrl) -> None:
         super().__init__(store, making)
@@ -73,6 +73,7 @@ class Uploads(Registering):
                 await self.take_back(record, namespace)
             else:
                 await self.set(replace(record, state=OPEN, namespace=""))
+        self.recovered.set()
 
     def served(self) -> bool:
         """Whether somebody may come to the endpoint with a URL of an upload."""
@@ -104,6 +105,7 @@ class Uploads(Registering):
 
     async def _begin(self, parts: bool, mime: str | None, home: Home | None, ttl: float, id: str | None) -> Record:
         id = check_id(id if id is not None else f"up-{uuid4().hex}")
+        await self.wait_recovered()
         if id in self.records:
             raise ExistsError(f"upload {id} exists already; choose another id")
         now = time_ns()
@@ -131,7 +133,7 @@ class Uploads(Registering):
         """Where part `number` (1 to 10 000) goes by PUT.  Errors: InvalidError, NotFoundError, ExpiredError."""
         check_part(number)
         positive(expires)
-        record = self.live(id)
+        record = await self.find(id)
         if not record.parts:
             raise InvalidError(f"upload {id} has no parts; PUT all of it to its URL")
         return await self._put_url(record, number, expires)
@@ -181,7 +183,7 @@ class Uploads(Registering):
     # ends
     async def abort(self, id: str) -> None:
         """Nothing of it is left, and its URLs are dead.  Errors: NotFoundError, ExpiredError, BusyError."""
-        record = self.live(id)
+        record = await self.find(id)
         with self.claim(record), anyio.CancelScope(shield=True):
             await self.delete(record)
             await self.set(replace(record, state=ABORTED))
@@ -189,6 +191,8 @@ class Uploads(Registering):
     async def reap(self) -> int:
         """Delete the uploads whose window is over; returns how many.  What fails is tried the next time."""
         count = 0
+        if not self.recovered.is_set():
+            return count
         for record in [record for record in self.records.values() if record.until <= time_ns()]:
             if record.id in self.busy:
                 continue
@@ -207,13 +211,15 @@ class Uploads(Registering):
 async def _take(incoming: Incoming, request: Request, limit: int) -> None:
     """All of the request's body, on the disk.  Errors: Aborted, InvalidError, OSError."""
     buffer = bytearray()
+    size = 0
     async for data in request.body():
         buffer += data
+        size += len(data)
+        if size > limit:
+            raise InvalidError(f"at most {limit} bytes can be uploaded here")
         if len(buffer) >= BUFFER:
             await to_thread.run_sync(incoming.write, buffer)
             buffer = bytearray()
-            if incoming.size > limit:
-                raise InvalidError(f"at most {limit} bytes can be uploaded here")
     await to_thread.run_sync(incoming.write, buffer)
     wanted = request.headers.get("content-md5")
     if wanted is not None:

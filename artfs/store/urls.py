@@ -75,7 +75,8 @@ def check_type(mime: str | None) -> str:
 def sign(secret: bytes, signed: Signed) -> str:
     """The target of a request: path and query."""
     query = [(name, str(value)) for name, value in _parameters(signed) if value]
-    return f"{quote(signed.path, safe='/@')}?{urlencode([*query, ('signature', _signature(secret, signed))], quote_via=quote)}"
+    query.append(("signature", _signature(secret, signed)))
+    return f"{quote(signed.path, safe='/@')}?{urlencode(query, quote_via=quote)}"
 
 
 def verify(secret: bytes, method: str, target: str, now: float) -> Signed:
