@@ -183,10 +183,18 @@ class LocalObjects:
                     del self._open[key]
                     self._close(number, at)
 
-    def open_objects(self) -> set[int]:
-        """Numbers of those that still take chunks."""
+    def close_numbers(self, numbers: Collection[int]) -> None:
+        """These take no more chunks."""
         with self._lock:
-            return {number for _, number, _ in self._open.values()}
+            for key, (_, number, at) in list(self._open.items()):
+                if number in numbers:
+                    del self._open[key]
+                    self._close(number, at)
+
+    def open_objects(self) -> dict[int, int]:
+        """Number → size of those that still take chunks."""
+        with self._lock:
+            return {number: at for _, number, at in self._open.values()}
 
     def ready(self) -> dict[int, int]:
         """Number → size of the closed objects that are only here, of `backed` namespaces, the oldest first.  They are

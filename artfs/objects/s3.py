@@ -1,154 +1,274 @@
 """The S3 provider: objects in a bucket of AWS or of any server that speaks its protocol, through aioboto3.
 
-Every call is made on asyncio (`artfs.aio`), ends within `2 × timeout` and a second for each MiB that it moves, and
+Every operation is made on asyncio (`artfs.aio`), of calls that end in bounded time (`artfs.objects.s3_uploads`), and
 raises no error of a library (`artfs.objects.s3_errors`).
 
-* What is sent carries its MD5, and a server refuses what does not match.  What is received is exactly what was asked
-  for: status, range and length are compared.
-* A file above `MULTIPART` goes in parts of `part_size` or more, `uploads` of them at once and in memory, for all
-  providers with this endpoint together.  An upload that fails or is cancelled is aborted; one whose process is killed
-  stays until a lifecycle rule of the bucket (AbortIncompleteMultipartUpload) ends it.
-* Not every server knows conditional requests, and some ignore them: `create` and `copy` look before and after, which is
-  all that such a server can give.
+What is sent carries its MD5, and a server refuses what does not match.  What is received is exactly what was asked for:
+status, range and length are compared.  Not every server knows conditional requests, and some ignore them: `create` and
+`copy` look before and after too, which is all that such a server can give.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any
 from urllib.parse import quote
 
 import anyio
-from anyio import to_thread
 
 from artfs.aio import Bridge
-from artfs.errors import ArtfsError, BusyError, ExistsError, InvalidError, NotFoundError, UnavailableError
+from artfs.errors import BusyError, ExistsError, InvalidError, NotFoundError, UnavailableError
 from artfs.objects import Capabilities, Info, check_name
-from artfs.objects.s3_client import Body, Client, Endpoint, Place, client_for, release
+from artfs.objects.s3_client import Body, Client, Place, content_md5, release
 from artfs.objects.s3_errors import attempts_of, code_of, ours, status_of, translated
+from artfs.objects.s3_uploads import MIB, Key, Uploads
 
-MIB = 1 << 20
-MULTIPART = 16 * MIB
-PARTS = 10_000
-LARGEST = 5 << 40
 COPY_PART = 1 << 30
 """A larger object is copied in parts of this size, so that none takes long."""
-SLOWEST = MIB
-"""Bytes per second below which a request counts as stuck."""
+COPY_RATE = 16
+"""How many bytes a server copies in the time in which one would be sent."""
 DELETED_AT_ONCE = 1000
-EXPIRES = 7 * 86_400
-"""Seconds that a signed URL may be valid, at most."""
+PIECE = MIB
+LONGEST = 7 * 86_400
+"""Seconds that a signed URL may be valid."""
 
-P = ParamSpec("P")
-R = TypeVar("R")
+Parts = list[tuple[int, str, int]]
 
 
 class S3Provider:
-    """See `artfs.objects.Provider` and `Signer`.  `timeout`: seconds without an answer after which the endpoint counts as
-    unreachable; `part_size` in bytes."""
+    """See `artfs.objects.Provider` and `Signer`.  `timeout`: seconds without an answer after which the endpoint counts
+    as unreachable; `part_size` in bytes; `uploads`: parts that are sent at once."""
 
     capabilities = Capabilities(adopts=False, durable=True, signs=True)
 
-    def __init__(self, url: str, place: Place, timeout: float = 30.0, part_size: int = 8 * MIB, uploads: int = 4) -> None:
+    def __init__(
+        self, url: str, place: Place, timeout: float = 30.0, part_size: int = 8 * MIB, uploads: int = 4
+    ) -> None:
         self.url = url
         self.place = place
-        self.timeout = timeout
-        self.part_size = part_size
-        self._endpoint = Endpoint.of(place, timeout, uploads)
-        self._where = f"bucket {place.bucket} at {place.endpoint_url or 'AWS'}"
+        self._calls = Uploads(place, timeout, part_size, uploads)
         self._prefix = f"{place.prefix}/" if place.prefix else ""
-        self._sse = {"ServerSideEncryption": place.sse} if place.sse else {}
-        if place.kms_key:
-            self._sse["SSEKMSKeyId"] = place.kms_key
         self._bridge = Bridge()
 
-    def _object(self, name: str) -> dict[str, str]:
-        """The parameters that name it.  Errors: InvalidError."""
+    def _key(self, name: str) -> Key:
+        """Errors: InvalidError."""
         return {"Bucket": self.place.bucket, "Key": self._prefix + check_name(name)}
 
-    async def _client(self) -> Client:
-        return await client_for(self._endpoint, self)
+    async def _request(self, what: str, operation: str, parameters: Mapping[str, Any]) -> Any:
+        return await self._bridge.call(self._calls.request, what, operation, parameters)
 
-    async def _limited(
-        self, what: str, size: int, function: Callable[Concatenate[Any, P], Awaitable[R]], *args: P.args, **kwargs: P.kwargs
-    ) -> R:
-        """`function(api, …)`, about `what`, which moves `size` bytes.  On asyncio."""
-        with translated(what, self._where), anyio.fail_after(2 * self.timeout + size / SLOWEST):
-            return await function((await self._client()).api, *args, **kwargs)
-
-    async def _call(
-        self, what: str, size: int, function: Callable[Concatenate[Any, P], Awaitable[R]], *args: P.args, **kwargs: P.kwargs
-    ) -> R:
-        """The same, on any loop."""
-        return await self._bridge.call(lambda: self._limited(what, size, function, *args, **kwargs))
-
-    # being there
     async def check(self) -> None:
-        await self._call(f"prefix {self.place.prefix or '(none)'}", 0, self._check)
+        await self._bridge.call(self._check)
 
-    async def _check(self, api: Any) -> None:
-        bucket, data = {"Bucket": self.place.bucket}, token_hex(16).encode()
-        probe = {**bucket, "Key": f"{self._prefix}.check-{token_hex(8)}"}
-        await api.list_objects_v2(**bucket, Prefix=self._prefix, MaxKeys=1)
-        with self._doing("put an object there"):
-            await api.put_object(**probe, Body=Body(data), ContentMD5=Body(data).md5, **self._sse)
+    async def _check(self) -> None:
+        calls, data = self._calls, token_hex(16).encode()
+        probe = {"Bucket": self.place.bucket, "Key": f"{self._prefix}check-{token_hex(8)}"}
+        some: dict[str, Any] = {"Bucket": self.place.bucket, "Prefix": self._prefix, "MaxKeys": 1}
+        await calls.request("trying to list", "list_objects_v2", some)
+        put = {**probe, **calls.sse, "Body": Body(data), "ContentMD5": content_md5(data)}
+        await calls.request("trying to put", "put_object", put)
         try:
-            with self._doing("get an object there"):
-                answer = await api.get_object(**probe)
-                async with answer["Body"] as body:
-                    if await body.read() != data:
-                        raise UnavailableError(f"{self._where}: what was put there is not what is got from there")
+            if (
+                await calls.limited("trying to get", 0, lambda client: self._read(client, probe, "", 0, len(data)))
+                != data
+            ):
+                raise UnavailableError(f"{calls.where}: what is got from there is not what was put there")
         finally:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(self.timeout), self._doing("delete an object there"):
-                await api.delete_object(**probe)
-
-    @contextmanager
-    def _doing(self, what: str) -> Any:
-        with translated(f"trying to {what}", self._where):
-            yield
+            with anyio.CancelScope(shield=True):
+                await calls.request("trying to delete", "delete_object", probe)
 
     # writing
     async def put(self, name: str, source: Path | bytes) -> None:
-        await self._bridge.call(self._put, name, self._object(name), source)
+        await self._bridge.call(self._calls.send, name, self._key(name), source)
 
-    async def _put(self, name: str, target: dict[str, str], source: Path | bytes) -> None:
+    async def create(self, name: str, data: bytes) -> None:
+        await self._bridge.call(self._create, name, self._key(name), data)
+
+    async def _create(self, name: str, key: Key, data: bytes) -> None:
+        calls, what, body = self._calls, f"object {name}", Body(data)
+        exists = ExistsError(f"{what}, {calls.where}: it exists already")
         try:
-            if isinstance(source, bytes):
-                whole = memoryview(source)
-                await self._send(name, target, len(whole), lambda at, length: Body(whole[at : at + length]), False)
-                return
-            with _reading(name, source):
-                fd, size = await to_thread.run_sync(_opened, source)
+            await calls.info(what, key)
+        except NotFoundError as error:
+            if code_of(error.__cause__) == "NoSuchBucket":
+                raise
+        else:
+            raise exists
+
+        async def put(client: Client) -> None:
+            own = {**key, **calls.sse, "Body": body, "ContentMD5": body.md5}
             try:
-                await self._send(name, target, size, lambda at, length: Body.of_file(fd, source, at, length), True)
-            finally:
-                os.close(fd)
-        except (NotFoundError, InvalidError) as error:
-            # Not of the object, which is only being made: the server has lost the upload, or parts of it.
-            if code_of(error.__cause__) in ("NoSuchUpload", "NoSuchKey", "InvalidPart", "InvalidPartOrder"):
-                raise UnavailableError(str(error)) from error
-            raise
+                await client.api.put_object(**own, IfNoneMatch="*")
+            except Exception as error:
+                if status_of(error) == 501 or code_of(error) == "NotImplemented":
+                    await client.api.put_object(**own)
+                elif status_of(error) != 412:
+                    raise
+                # If it was sent again, the first time may have been a success whose answer was lost.
+                elif not attempts_of(error) or await self._read(client, key, name, 0, len(data)) != data:
+                    raise exists from error
 
-    async def _send(self, name: str, target: dict[str, str], size: int, read: Reader, waits: bool) -> None:
-        """`waits`: until there is room in memory for what `read` returns."""
+        await calls.limited(what, len(data), put)
+
+    async def copy(self, source: str, target: str, etag: str | None = None) -> None:
+        await self._bridge.call(self._copy, source, self._key(source), self._key(target), etag)
+
+    async def _copy(self, name: str, source: Key, target: Key, etag: str | None) -> None:
+        calls, what = self._calls, f"object {name}"
+        size = await self._unchanged(what, source, etag)
+        copied: dict[str, Any] = {**target, "CopySource": source, **({"CopySourceIfMatch": f'"{etag}"'} if etag else {})}
+
+        async def copy_part(upload: str, number: int) -> str:
+            start = (number - 1) * COPY_PART
+            wanted = {**copied, "CopySourceRange": f"bytes={start}-{min(start + COPY_PART, size) - 1}"}
+            wanted |= {"UploadId": upload, "PartNumber": number}
+            answer = await calls.request(what, "upload_part_copy", wanted, COPY_PART // COPY_RATE)
+            return str(answer["CopyPartResult"]["ETag"])
+
+        if size > COPY_PART:
+            await calls.in_parts(what, target, size, -(-size // COPY_PART), copy_part)
+        else:
+            await calls.request(what, "copy_object", {**copied, **calls.sse}, size // COPY_RATE)
+        await self._unchanged(what, source, etag)
+
+    async def _unchanged(self, what: str, key: Key, etag: str | None) -> int:
+        info = await self._calls.info(what, key)
+        if etag is not None and info.etag != etag.strip('"'):
+            raise BusyError(f"{what}, {self._calls.where}: it has changed meanwhile")
+        return info.size
+
+    async def delete(self, names: Sequence[str]) -> None:
+        keys = [self._key(name) for name in names]
+        if len(keys) == 1:
+            await self._request(f"object {names[0]}", "delete_object", keys[0])
+            return
+        for start in range(0, len(keys), DELETED_AT_ONCE):
+            await self._bridge.call(self._delete, keys[start : start + DELETED_AT_ONCE])
+
+    async def _delete(self, keys: Sequence[Key]) -> None:
+        calls, what = self._calls, f"{len(keys)} objects"
+        wanted: dict[str, Any] = {"Objects": [{"Key": key["Key"]} for key in keys], "Quiet": True}
+        answer = await calls.request(what, "delete_objects", {"Bucket": self.place.bucket, "Delete": wanted})
+        for failed in answer.get("Errors", ()):
+            if failed.get("Code") != "NoSuchKey":
+                raise ours(Refused(failed), f"object {failed.get('Key', '?')}", calls.where)
+
+    # reading
+    async def get(self, name: str, offset: int, length: int) -> bytes:
+        return await self._bridge.call(self._get, name, self._key(name), offset, length)
+
+    async def _get(self, name: str, key: Key, offset: int, length: int) -> bytes:
         what = f"object {name}"
-        if size > MULTIPART:
-            await self._send_parts(what, target, size, read)
-            return
+        if length == 0:  # which no range can say
+            if offset > (await self._calls.info(what, key)).size:
+                raise self._short(name, offset)
+            return b""
+        return await self._calls.limited(what, length, lambda client: self._read(client, key, name, offset, length))
 
-        async def put(api: Any, body: Body) -> None:
-            await api.put_object(**target, Body=body, ContentMD5=body.md5, **self._sse)
+    def _short(self, name: str, end: int) -> UnavailableError:
+        return UnavailableError(f"object {name} ends before {end}, {self._calls.where}")
 
-        with translated(what, self._where):
-            slots = (await self._client()).slots
-        if not waits:
-            await self._limited(what, size, put, read(0, size))
-            return
-        async with slots:
-            with _reading(name):
-                body = await to_thread.run_sync(read, 0, size)
-            await self._limited(what, size, put, body)
+    async def _read(self, client: Client, key: Key, name: str, offset: int, length: int) -> bytes:
+        end = offset + length
+        try:
+            answer = await client.api.get_object(**key, Range=f"bytes={offset}-{end - 1}")
+        except Exception as error:
+            if status_of(error) == 416:
+                raise self._short(name, end) from error
+            raise
+        async with answer["Body"] as body:
+            status, range_ = answer["ResponseMetadata"]["HTTPStatusCode"], answer.get("ContentRange", "")
+            if answer.get("ContentLength", length) < length and range_.startswith(f"bytes {offset}-"):
+                raise self._short(name, end)
+            whole = status == 200 and offset == 0 and answer.get("ContentLength") == length
+            if not whole and (status != 206 or not range_.startswith(f"bytes {offset}-{end - 1}/")):
+                raise UnavailableError(f"object {name}, {self._calls.where}: the answer is not the range asked for")
+            pieces, left = [], length
+            while left >= 0 and (piece := await body.read(PIECE)):
+                pieces.append(piece)
+                left -= len(piece)
+        if left:
+            raise UnavailableError(f"object {name}, {self._calls.where}: {length - left} bytes came of {length}")
+        return b"".join(pieces)
+
+    async def head(self, name: str) -> Info:
+        return await self._bridge.call(self._calls.info, f"object {name}", self._key(name))
+
+    async def list(self, prefix: str) -> AsyncIterator[tuple[str, int]]:
+        if prefix.startswith("/") or ".." in prefix.split("/"):
+            raise InvalidError(f"no object's name begins with {prefix!r}")
+        wanted = {"Bucket": self.place.bucket, "Prefix": self._prefix + prefix}
+        while True:
+            answer = await self._request(f"objects {prefix}*", "list_objects_v2", wanted)
+            for row in answer.get("Contents", ()):
+                name = row["Key"][len(self._prefix) :]
+                if name and not name.endswith("/"):  # some programs make objects that stand for directories
+                    yield name, int(row["Size"])
+            if not answer.get("IsTruncated"):
+                return
+            if wanted.get("ContinuationToken") == answer["NextContinuationToken"]:
+                raise UnavailableError(f"{self._calls.where}: a listing does not get on")
+            wanted["ContinuationToken"] = answer["NextContinuationToken"]
+
+    # URLs
+    async def sign_get(self, name: str, expires: int, *, mime: str | None = None, filename: str | None = None) -> str:
+        shown: dict[str, str] = {"ResponseContentType": mime} if mime else {}
+        if filename:
+            plain = "".join(c if c.isascii() and c.isprintable() and c not in '"\\' else "_" for c in filename)
+            utf8 = quote(filename, safe="")
+            shown["ResponseContentDisposition"] = f"attachment; filename=\"{plain}\"; filename*=UTF-8''{utf8}"
+        return await self._signed("get_object", name, expires, **shown)
+
+    async def sign_put(self, name: str, expires: int, *, mime: str | None = None) -> str:
+        return await self._signed("put_object", name, expires, **({"ContentType": mime} if mime else {}))
+
+    async def sign_part(self, name: str, upload: str, number: int, expires: int) -> str:
+        return await self._signed("upload_part", name, expires, UploadId=upload, PartNumber=number)
+
+    async def _signed(self, operation: str, name: str, expires: int, **more: Any) -> str:
+        if not 1 <= expires <= LONGEST:
+            raise InvalidError(f"a signed URL is valid for 1 to {LONGEST} seconds, not {expires}")
+        parameters = {**self._key(name), **more}
+
+        async def sign(client: Client) -> str:
+            return str(await client.api.generate_presigned_url(operation, parameters, expires))
+
+        return await self._bridge.call(self._calls.limited, f"object {name}", 0, sign)
+
+    async def begin_parts(self, name: str, *, mime: str | None = None) -> str:
+        more = {"ContentType": mime} if mime else {}
+        return await self._bridge.call(lambda: self._calls.begin(f"object {name}", self._key(name), **more))
+
+    async def list_parts(self, name: str, upload: str) -> Parts:
+        found: Parts = []
+        wanted: dict[str, Any] = {**self._key(name), "UploadId": upload}
+        while True:
+            answer = await self._request(f"upload of {name}", "list_parts", wanted)
+            found += [(p["PartNumber"], p["ETag"].strip('"'), int(p["Size"])) for p in answer.get("Parts", ())]
+            if not answer.get("IsTruncated") or not answer.get("Parts"):
+                return sorted(found)
+            wanted["PartNumberMarker"] = found[-1][0]
+
+    async def complete_parts(self, name: str, upload: str, parts: Sequence[tuple[int, str]]) -> Info:
+        quoted = sorted((number, f'"{etag.strip(chr(34))}"') for number, etag in parts)
+        return await self._bridge.call(self._calls.complete, f"upload of {name}", self._key(name), upload, quoted)
+
+    async def abort_parts(self, name: str, upload: str) -> None:
+        await self._bridge.call(self._calls.abort, f"upload of {name}", self._key(name), upload)
+
+    async def close(self) -> None:
+        await self._bridge.call(self._close)
+
+    async def _close(self) -> None:
+        with translated("closing", self._calls.where):
+            await release(self._calls.endpoint, self._calls)
+
+
+class Refused(Exception):
+    """One of many objects of a request, in the form of an error of botocore's.  `row`: Code, Message, Key."""
+
+    def __init__(self, row: dict[str, str]) -> None:
+        super().__init__(row.get("Code", ""))
+        self.response = {"Error": row, "ResponseMetadata": {"HTTPStatusCode": 0}}

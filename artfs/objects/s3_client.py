@@ -16,7 +16,6 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from hashlib import md5
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -35,8 +34,8 @@ SMALL = 64 << 10
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What a provider's URL says.  `addressing`: "auto", "path" or "virtual"; `flavor`: "" or "ibm", which decides where
-    the credentials are; `ca`: a file of certificates; `prefix` without slashes at its ends."""
+    """What a provider's URL says.  `prefix` without slashes at its ends; `addressing`: "auto", "path" or "virtual";
+    `ca`: a file of certificates; `flavor`: "" or "ibm", which decides where the credentials are."""
 
     bucket: str
     prefix: str = ""
@@ -69,7 +68,7 @@ class Client:
     api: Any
     slots: anyio.Semaphore
     stack: AsyncExitStack
-    users: set[int] = field(default_factory=set)
+    users: set[object] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -84,7 +83,7 @@ class _Clients:
 _clients: RunVar[_Clients] = RunVar("artfs.objects.s3_client")
 
 
-async def client_for(endpoint: Endpoint, user: int) -> Client:
+async def client_for(endpoint: Endpoint, user: object) -> Client:
     """The loop's client, which `release` gives back.  Errors: InvalidError, DeniedError, botocore's."""
     clients = _clients.get(None)
     if clients is None:
@@ -102,7 +101,7 @@ async def client_for(endpoint: Endpoint, user: int) -> Client:
     return client
 
 
-async def release(endpoint: Endpoint, user: int) -> None:
+async def release(endpoint: Endpoint, user: object) -> None:
     clients = _clients.get(None)
     client = clients.by_endpoint.get(endpoint) if clients is not None else None
     if clients is None or client is None:
@@ -193,17 +192,6 @@ class Body:
     def __init__(self, data: bytes) -> None:
         self._data = memoryview(data)
         self.md5 = content_md5(data)
-
-    @classmethod
-    def of_file(cls, fd: int, path: Path, offset: int, length: int) -> Body:
-        """Blocks.  Errors: OSError if the file is shorter by now."""
-        data = os.pread(fd, length, offset)
-        while len(data) < length:
-            more = os.pread(fd, length - len(data), offset + len(data))
-            if not more:
-                raise OSError(f"{path} ends at {offset + len(data)}")
-            data += more
-        return cls(data)
 
     def __len__(self) -> int:
         return len(self._data)

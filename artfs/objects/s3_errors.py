@@ -1,7 +1,7 @@
 """What errors of S3 clients mean: one table, from a server's code or a library's class to our error and its remedy.
 
-Messages name the object or the bucket, the endpoint and what to do; they hold no URL, which could be signed, and no key.
-A server's own words appear only where its code is not known here.
+Messages name the object, the bucket, the endpoint and what to do; they hold no URL of a request, which could be signed,
+and no key.  A server's own words appear only where its code is not known here.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from artfs.errors import (
     ArtfsError,
+    BusyError,
     DeniedError,
     InvalidError,
     NoSpaceError,
@@ -48,6 +49,8 @@ _PARTS = Meaning(InvalidError, "a part is not as the upload has it", "send that 
 _FULL = Meaning(NoSpaceError, "its space is used up", "free some space there, or raise the quota")
 _BUSY = Meaning(UnavailableError, "the server is busy", "it is worth another try")
 _BROKEN = Meaning(UnavailableError, "what arrived is not what was sent", "it is worth another try")
+_CHANGED = Meaning(BusyError, "it has changed meanwhile", "")
+_SPEECH = Meaning(UnavailableError, "what answers there does not speak the protocol of S3", "check endpoint_url")
 _GONE_UPLOAD = Meaning(NotFoundError, "there is no such upload in parts", "begin again")
 
 CODES: Mapping[str, Meaning] = {
@@ -58,14 +61,18 @@ CODES: Mapping[str, Meaning] = {
     **dict.fromkeys(("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidSecurity", "AuthFailure"), _BAD_KEY),
     **dict.fromkeys(("InvalidToken", "InvalidClientTokenId", "Unauthorized", "CredentialsNotSupported"), _BAD_KEY),
     **dict.fromkeys(("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"), _OLD_KEY),
-    **dict.fromkeys(("AccessDenied", "AllAccessDisabled", "AccountProblem", "NotSignedUp", "MethodNotAllowed"), _FORBIDDEN),
+    **dict.fromkeys(
+        ("AccessDenied", "AllAccessDisabled", "AccountProblem", "NotSignedUp", "MethodNotAllowed"), _FORBIDDEN
+    ),
     **dict.fromkeys(("AccessForbidden", "Forbidden", "InvalidObjectState", "NotAuthorized"), _FORBIDDEN),
     **dict.fromkeys(("RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture"), _CLOCK),
     **dict.fromkeys(("PermanentRedirect", "TemporaryRedirect", "IncorrectEndpoint", "InvalidRegion"), _REGION),
     **dict.fromkeys(("AuthorizationHeaderMalformed", "IllegalLocationConstraintException"), _REGION),
     "InvalidBucketName": _NAME,
     **dict.fromkeys(("InvalidPart", "InvalidPartOrder", "EntityTooSmall", "EntityTooLarge"), _PARTS),
-    **dict.fromkeys(("QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"), _FULL),
+    **dict.fromkeys(
+        ("QuotaExceeded", "InsufficientStorage", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"), _FULL
+    ),
     **dict.fromkeys(("SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "TooManyRequests"), _BUSY),
     **dict.fromkeys(("Throttling", "ThrottlingException", "RequestLimitExceeded", "OperationAborted"), _BUSY),
     "ConditionalRequestConflict": _BUSY,
@@ -80,6 +87,7 @@ STATUSES: Mapping[int, Meaning] = {
     401: _BAD_KEY,
     403: _FORBIDDEN,
     404: _NO_OBJECT,
+    412: _CHANGED,
     429: _BUSY,
     507: _FULL,
 }
@@ -90,15 +98,20 @@ CLASSES: Mapping[str, Meaning] = {
     **dict.fromkeys(("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"), _NO_KEY),
     **dict.fromkeys(("ProfileNotFound", "ConfigNotFound", "ConfigParseError", "MetadataRetrievalError"), _NO_KEY),
     **dict.fromkeys(("SSOError", "TokenRetrievalError", "RefreshWithMFAUnsupportedError"), _OLD_KEY),
-    **dict.fromkeys(("NoRegionError", "InvalidRegionError"), Meaning(InvalidError, "no valid region is set", _REGION.remedy)),
+    **dict.fromkeys(
+        ("NoRegionError", "InvalidRegionError"), Meaning(InvalidError, "no valid region is set", _REGION.remedy)
+    ),
     "ParamValidationError": _REQUEST,
+    "ResponseParserError": _SPEECH,
     **dict.fromkeys(("InvalidS3AddressingStyleError", "InvalidEndpointConfigurationError"), _REQUEST),
     "SSLError": Meaning(
         UnavailableError, "its certificate is not trusted", "name the file of its authority as ca in the provider's URL"
     ),
     "ConnectTimeoutError": Meaning(UnavailableError, "no connection in time", "check endpoint_url and the network"),
     "ReadTimeoutError": Meaning(UnavailableError, "no answer in time", "it is worth another try"),
-    "EndpointConnectionError": Meaning(UnavailableError, "no connection", "check endpoint_url, and that the server runs"),
+    "EndpointConnectionError": Meaning(
+        UnavailableError, "no connection", "check endpoint_url, and that the server runs"
+    ),
     "ProxyConnectionError": Meaning(UnavailableError, "no connection to the proxy", "check HTTP_PROXY and HTTPS_PROXY"),
     "ConnectionClosedError": Meaning(UnavailableError, "the connection broke", "it is worth another try"),
     "TimeoutError": Meaning(UnavailableError, "no answer in time", "it is worth another try"),
@@ -107,7 +120,7 @@ _NO_HOST = Meaning(UnavailableError, "the name of its host is not known", "check
 _OTHER = Meaning(UnavailableError, "the connection broke", "it is worth another try")
 
 
-def code_of(error: BaseException) -> str:
+def code_of(error: BaseException | None) -> str:
     """The server's code, or its status as text; empty if no server answered."""
     response = getattr(error, "response", None)
     if not isinstance(response, Mapping):
@@ -115,14 +128,14 @@ def code_of(error: BaseException) -> str:
     return str(response.get("Error", {}).get("Code", "")) or str(status_of(error))
 
 
-def status_of(error: BaseException) -> int:
+def status_of(error: BaseException | None) -> int:
     response = getattr(error, "response", None)
     if not isinstance(response, Mapping):
         return 0
     return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
-def attempts_of(error: BaseException) -> int:
+def attempts_of(error: BaseException | None) -> int:
     """How often the request was sent again before the server answered with this."""
     response: Any = getattr(error, "response", None) or {}
     return int(response.get("ResponseMetadata", {}).get("RetryAttempts", 0))

@@ -158,7 +158,7 @@ class Compaction:
             return
         volume = Volume(shard, namespace)
         try:
-            async with volume._exclusive():
+            async with volume.exclusive():
                 async with shard.committing():
                     await to_thread.run_sync(_swap_rows, shard.engine, changes)
                 keys = {row.key for row, _ in changes}

@@ -18,8 +18,13 @@ from artfs.volume.fsck_view import Finding
 T = TypeVar("T")
 
 
+class _GoneError(Exception):
+    """What the provider kept ended with the process."""
+
+
 class Kept:
-    """`unknown`: what keeps us from looking, by home."""
+    """`unknown`: what keeps us from looking, by home; empty where nothing outlives a process, which is no problem: the
+    next owner deletes those namespaces."""
 
     def __init__(self, providers: Providers, portal: BlockingPortal) -> None:
         self._providers = providers
@@ -35,6 +40,8 @@ class Kept:
 
             async def listed() -> dict[str, int]:
                 provider = self._providers.get(home)
+                if not provider.capabilities.durable:
+                    raise _GoneError
                 return {name: size async for name, size in provider.list(f"{prefix}/")}
 
             found = self._sizes[home, prefix] = self._ask(home, listed, {})
@@ -71,13 +78,17 @@ class Kept:
         try:
             found: T = self._portal.call(call)
             return found
+        except _GoneError:
+            self.unknown[home] = ""
+            return nothing
         except (ArtfsError, OSError) as error:
             self.unknown[home] = str(error) or type(error).__name__
             return nothing
 
     def findings(self) -> Iterator[Finding]:
         for home, what in self.unknown.items():
-            yield Finding("provider", home.provider, f"what it keeps is not known: {what}")
+            if what:
+                yield Finding("provider", home.provider, f"what it keeps is not known: {what}")
 
 
 @contextmanager

@@ -34,7 +34,6 @@ from anyio import to_thread
 
 from artfs.errors import ArtfsError
 from artfs.objects import Home
-from artfs.objects.local import LocalObjects
 from artfs.types import Serial
 from artfs.volume.catalogue import Namespace
 from artfs.volume.compaction import Compaction, is_sparse, is_wasteful
@@ -145,7 +144,7 @@ class Collector:
                     down.add(home)
                 log.warning("garbage of namespace %d is left alone: %s", serial, error)
         marked.pinned.update(self.pinned())
-        marked.open = _open_sizes(shard.objects)
+        marked.open = shard.objects.open_objects()
         await shard.commit()
         stop = Event()
         try:
@@ -312,7 +311,7 @@ class Collector:
             live = marked.live[number].bytes() if number in marked.live else 0
             if is_wasteful(size, live):
                 wasted.add(number)
-        _close(self.shard.objects, wasted)
+        self.shard.objects.close_numbers(wasted)
 
     # destroyed namespaces
     async def bury(self) -> int:
@@ -382,17 +381,3 @@ class Collector:
                 self._seen = shard.commits
                 self._idle = 0
         return bool(shard.catalogue.doomed)
-
-
-def _open_sizes(objects: LocalObjects) -> dict[int, int]:
-    with objects._lock:
-        return {number: size for _, number, size in objects._open.values()}
-
-
-def _close(objects: LocalObjects, numbers: Collection[int]) -> None:
-    """Those of them that are open take no more chunks."""
-    with objects._lock:
-        for key, (_, number, size) in list(objects._open.items()):
-            if number in numbers:
-                del objects._open[key]
-                objects._close(number, size)

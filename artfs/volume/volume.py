@@ -137,7 +137,7 @@ class Volume:
         return checkpoint
 
     async def _delete(self, checkpoint: Checkpoint) -> None:
-        async with self._exclusive():
+        async with self.exclusive():
             if checkpoint not in self.tree.checkpoints:
                 raise NotFoundError(f"checkpoint {checkpoint.id!r} has just been deleted")
             await self._engine(self.shard.engine.delete_checkpoint, self.tree.serial, checkpoint.epoch)
@@ -149,7 +149,7 @@ class Volume:
         Errors: NotFoundError, FsError EROFS."""
         wanted = self.find(name)
         tree = self.tree
-        async with self._exclusive() as settle:
+        async with self.exclusive() as settle:
             if wanted not in tree.checkpoints:
                 raise NotFoundError(f"checkpoint {wanted.id!r} has just been deleted")
             stamp = strftime("%Y%m%dT%H%M%S", gmtime()) + f".{time_ns() // 1000 % 1_000_000:06d}Z"
@@ -231,7 +231,7 @@ class Volume:
         Errors: NotFoundError, ExistsError."""
         at = self.find(name) if name is not None else None
         tree = self.tree
-        async with self._exclusive():
+        async with self.exclusive():
             usage = at.usage if at else (tree.used_bytes, tree.used_inodes)
             head = Head(1, tree.numbers, tree.cookies, 0, *usage)
             catalogue = self.shard.catalogue
@@ -274,7 +274,7 @@ class Volume:
         """Delete the namespace with all its versions.  Returns the nodes that were in memory: they are void."""
         tree = self.tree
         catalogue = self.shard.catalogue
-        async with self._exclusive(), self.shard.committing():
+        async with self.exclusive(), self.shard.committing():
             catalogue.remove(self.namespace)
             records = catalogue.records
             catalogue.records = {}
@@ -288,7 +288,7 @@ class Volume:
 
     async def shelve(self, trashed: Namespace) -> list[Node]:
         """Put the namespace into the trash: nobody reaches it there.  Returns the nodes that were in memory."""
-        async with self._exclusive():
+        async with self.exclusive():
             self.shard.catalogue.put(trashed)
             await self.shard.commit()
             return self._close()
@@ -304,7 +304,7 @@ class Volume:
 
     # the way in
     @asynccontextmanager
-    async def _exclusive(self) -> AsyncIterator[Any]:
+    async def exclusive(self) -> AsyncIterator[Any]:
         """Hold changes of the namespace up, with nothing pending.  Yields a call that commits what is pending then."""
         tree = self.tree
         while tree.gate is not None:

@@ -142,7 +142,7 @@ class World:
 
     async def exactly_what_is_named(self) -> None:
         await self.shard.commit()
-        assert (await self.objects()).keys() == self.named() - self.shard.objects.open_objects()
+        assert (await self.objects()).keys() == self.named() - self.shard.objects.open_objects().keys()
 
 
 def close_open(objects: LocalObjects) -> None:

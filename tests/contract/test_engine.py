@@ -21,7 +21,7 @@ from artfs.errors import (
     NotFoundError,
     UnavailableError,
 )
-from artfs.meta import Batch, Change, Checkpoint, Engine
+from artfs.meta import Batch, Change, Checkpoint, Engine, Row
 from artfs.meta.memory import MemoryEngine
 from artfs.meta.sqlite import SqliteEngine
 from artfs.meta.sqlite.database import WAL_LIMIT
@@ -510,4 +510,108 @@ def test_a_full_disk(small_disk: Path) -> None:
     assert engine.statistics()["ballast_bytes"] == 8 << 20
     put(engine, 1, more)
     assert rows(engine) == more
+    engine.close()
+
+
+# every version at once
+def named(engine: Engine, prefixes: tuple[bytes, ...] = (b"B", b"b"), serials: set[int] | None = None) -> list[Row]:
+    wanted = None if serials is None else {Serial(serial) for serial in serials}
+    return sorted(engine.named(prefixes, wanted))
+
+
+def test_named_gives_every_version_of_all_namespaces(engine: Engine) -> None:
+    put(engine, 1, {b"B1": b"old", b"B2": b"same", b"A": b"no", b"C": b"no", b"h": b"no", b"b1": b"plain"}, pin=True)
+    put(engine, 2, {b"B1": b"new", b"B3": b"third", b"b1": b"plain now"})
+    put(engine, 1, {b"B": b"other", b"\x42\xff": b"last"}, OTHER)
+    assert named(engine) == [
+        Row(NS, b"B1", Epoch(1), b"old"),
+        Row(NS, b"B1", Epoch(2), b"new"),
+        Row(NS, b"B2", Epoch(1), b"same"),
+        Row(NS, b"B3", Epoch(2), b"third"),
+        Row(NS, b"b1", Epoch(1), b"plain now"),
+        Row(OTHER, b"B", Epoch(1), b"other"),
+        Row(OTHER, b"B\xff", Epoch(1), b"last"),
+    ]
+    assert {row.key for row in named(engine, (b"b",))} == {b"b1"}
+    assert {row.serial for row in named(engine, serials={OTHER, 99})} == {OTHER}
+    assert named(engine, serials=set()) == []
+
+
+def test_named_sees_one_moment_and_keeps_nobody_waiting(engine: Engine) -> None:
+    put(engine, 1, {b"B%03d" % i: b"v" for i in range(500)})
+    found = engine.named((b"B",))
+    seen = [next(found)]
+    put(engine, 1, {b"B%03d" % i: None for i in range(500)} | {b"B999": b"late"})
+    put(engine, 1, {b"B": b"late"}, OTHER)
+    engine.destroy(NS)
+    seen += found
+    assert sorted(row.key for row in seen) == [b"B%03d" % i for i in range(500)]
+    assert [row.key for row in named(engine)] == [b"B"]
+
+
+def test_named_can_be_given_up(engine: Engine) -> None:
+    put(engine, 1, {b"B1": b"", b"B2": b""})
+    found = engine.named((b"B",))
+    next(found)
+    found.close()
+    put(engine, 1, {b"B1": None})
+    assert [row.key for row in named(engine)] == [b"B2"]
+
+
+def test_swap_replaces_values_where_they_are(engine: Engine) -> None:
+    put(engine, 1, {b"B1": b"a", b"B2": b"b", b"b3": b"c"}, pin=True)
+    put(engine, 2, {b"B1": b"d"}, pin=True)
+    put(engine, 3, {b"B1": b"e"})
+    swapped = [(row, b"new " + row.value) for row in named(engine)]
+    assert len(swapped) == 5
+    assert engine.swap(swapped, {("kind", "id"): "doc"})
+    assert rows(engine) == {b"B1": b"new e", b"B2": b"new b", b"b3": b"new c"}
+    assert rows(engine, 1) == {b"B1": b"new a", b"B2": b"new b"}
+    assert rows(engine, 2) == {b"B1": b"new d", b"B2": b"new b"}
+    assert {(row.key, row.born) for row in named(engine)} == {(row.key, row.born) for row, _ in swapped}
+    assert engine.record("kind", "id") == "doc"
+    assert engine.check() == []
+    engine.restore(NS, Epoch(1), Epoch(3), {})
+    assert rows(engine) == {b"B1": b"new a", b"B2": b"new b", b"b3": b"new c"}
+
+
+def test_a_row_that_was_retired_in_between_is_swapped(engine: Engine) -> None:
+    put(engine, 1, {b"B1": b"a"}, pin=True)
+    (row,) = named(engine)
+    put(engine, 2, {b"B1": b"b"})
+    assert engine.swap([(row, b"moved")])
+    assert rows(engine, 1) == {b"B1": b"moved"} and rows(engine) == {b"B1": b"b"}
+
+
+@pytest.mark.parametrize("what", ["gone", "changed", "reborn", "never"])
+def test_swap_changes_all_or_nothing(engine: Engine, what: str) -> None:
+    put(engine, 1, {b"B1": b"a", b"B2": b"b"})
+    one, two = named(engine)
+    if what == "gone":
+        put(engine, 1, {b"B2": None})
+    elif what == "changed":
+        put(engine, 1, {b"B2": b"c"})
+    elif what == "reborn":
+        put(engine, 2, {b"B2": b"b"})
+    else:
+        two = Row(OTHER, b"B9", Epoch(1), b"")
+    before = rows(engine)
+    assert not engine.swap([(one, b"new"), (two, b"new")], {("kind", "id"): "doc"})
+    assert rows(engine) == before
+    assert engine.record("kind", "id") is None
+    assert engine.swap([(one, b"new")])
+
+
+def test_a_snapshot_lets_the_wal_go_when_it_is_closed(tmp_path: Path) -> None:
+    engine = SqliteEngine(tmp_path / "meta.db")
+    put(engine, 1, {b"B%d" % i: bytes(1000) for i in range(100)})
+    found = engine.named((b"B",))
+    next(found)
+    for i in range(40):
+        put(engine, 1, {b"C%d" % i: os.urandom(1 << 20)})
+    assert engine.statistics()["wal_bytes"] > 2 * WAL_LIMIT
+    found.close()
+    for i in range(20):
+        put(engine, 1, {b"C%d" % i: os.urandom(1 << 20)})
+    assert engine.statistics()["wal_bytes"] < 2 * WAL_LIMIT
     engine.close()

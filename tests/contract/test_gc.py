@@ -161,9 +161,9 @@ async def test_objects_that_grow_are_closed_when_they_are_mostly_garbage(world: 
     for seed in range(4):
         await put(volume, b"f", noise(seed, MIB))
     await world.collect()
-    open_now = world.shard.objects.open_objects()
+    open_now = world.shard.objects.open_objects().keys()
     await put(volume, b"f", noise(9, MIB))
-    assert world.shard.objects.open_objects() - open_now
+    assert world.shard.objects.open_objects().keys() - open_now
     await world.collect(4)
     assert await read(volume.tree, b"f") == noise(9, MIB)
     await world.exactly_what_is_named()

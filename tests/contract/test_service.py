@@ -693,3 +693,106 @@ anyio.run(main, backend=sys.argv[3])
             assert len(await caller.call("ns_list")) == 18
 
     anyio.run(main, backend="trio")
+
+
+# objects, and namespaces as files
+def test_levels_and_the_cache_of_a_local_store(calling: Calling) -> None:
+    async def body(c: Caller) -> None:
+        await c.call("ns_create", path=WS)
+        await put(c, f"{WS}/f", b"x" * 100_000)
+        nothing = {"bytes": 0, "objects": 0, "oldest": None, "error": "", "retry_at": None}
+        assert await c.call("sync") == {"bytes": 0, "saved": None, "waiting": nothing}
+        assert await c.call("sync", path=WS) == {"bytes": 0, "saved": None, "waiting": nothing}
+        assert await c.call("warmup", path=WS) == {"files": 1, "bytes": 100_000}
+        id = (await c.call("ns_info", path=WS))["id"]
+        for path in (f"{WS}/f", id, f"{id}/f"):
+            assert await c.call("warmup", path=path) == {"files": 1, "bytes": 100_000}
+        found = await c.call("cache_status")
+        assert (found["copies"], found["waiting"], found["crowded"], found["upload"]) == (0, 0, False, nothing)
+        assert 0 < found["low"] < found["high"] < found["limit"]
+        assert found["providers"] == [{"url": "", "namespaces": 1}]
+        assert await c.call("cache_drop") == {"bytes": 0} == await c.call("cache_drop", path=WS)
+        status = await c.call("status")
+        assert (status["waiting"], status["saved"], status["provider"], status["jobs"]) == (nothing, None, "", [])
+        assert (await c.call("stats"))["cache"]["uploads"] == 0
+        for method in ("sync", "warmup", "cache_drop"):
+            await fails(NotFoundError, c.call(method, path="default/shared/nix"))
+        await fails(NotFoundError, c.call("warmup", path=f"{WS}/nix"), "nix")
+
+    calling(body)
+
+
+def test_gc(calling: Calling) -> None:
+    async def body(c: Caller) -> None:
+        await c.call("ns_create", path=WS)
+        await put(c, f"{WS}/f", b"x" * 100_000)
+        assert (await c.call("gc", dry_run=True))["dry_run"] is True
+        done = await c.call("gc")
+        assert (done["dry_run"], done["deleted"], done["unreachable"]) == (False, 0, 0)
+
+    calling(body)
+
+
+def test_export_and_import(calling: Calling, tmp_path: Path) -> None:
+    async def body(c: Caller) -> None:
+        await c.call("ns_create", path=WS, metadata={"k": 1})
+        await put(c, f"{WS}/f", b"x" * 100_000)
+        await c.call("checkpoint_create", path=WS, name="v1")
+        file = str(tmp_path / "f")
+        done = await c.call("ns_export", path=WS, file=file)
+        assert (done["grid_path"], done["file"], done["bytes"], done["checkpoints"]) == (f"grid/{WS}", file, 100_000, 1)
+        made = await c.call("ns_import", file=file)
+        assert (made["grid_path"], made["metadata"], made["checkpoints"]) == (f"grid/{WS}~2", {"k": 1}, 1)
+        there = await c.call("ns_import", file=file, path="sb/user-u/other")
+        assert await c.call("fs_read", path=f"{there['grid_path']}/f", offset=99_990, length=100) == b"x" * 10
+        await fails(InvalidError, c.call("ns_import", file=file, path="sb"), "no place for a namespace")
+        await fails(InvalidError, c.call("ns_export", path=WS, file="f"), "no absolute path")
+        await fails(InvalidError, c.call("ns_export", path=f"{WS}/f", file=file), "is inside a namespace")
+        await fails(ExistsError, c.call("ns_export", path=WS, file=file))
+        await fails(ExistsError, c.call("ns_import", file=file, path=WS))
+
+    calling(body)
+
+
+def test_a_long_call_is_a_job_that_others_see(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And who asked for it can go: nothing of it is left."""
+
+    async def main() -> None:
+        async with connect(root, "test") as owner, connect(root, "other") as client, connect(root, "third") as third:
+            assert isinstance(owner, Service) and isinstance(client, Client)
+            await owner.call("ns_create", path=WS)
+            await put(owner, f"{WS}/f", b"x" * 100_000)
+            remote = owner.store.shard.remote
+            reading = anyio.Event()
+            gone = False
+
+            async def hang(chunk: Any) -> bytes:
+                nonlocal gone
+                reading.set()
+                try:
+                    await anyio.sleep_forever()
+                finally:
+                    gone = True
+                raise AssertionError
+
+            monkeypatch.setattr(remote, "read", hang)
+            async with anyio.create_task_group() as tasks:
+
+                async def ask() -> None:
+                    with pytest.raises(UnavailableError):
+                        await client.call("ns_export", path=WS, file=str(tmp_path / "f"))
+
+                tasks.start_soon(ask)
+                await reading.wait()
+                jobs = (await third.call("status"))["jobs"]
+                assert [(job["call"], job["done"], job["total"]) for job in jobs] == [("export", 0, None)]
+                assert await third.call("checkpoint_list", path=WS) == []
+                assert len(await third.call("checkpoint_list", path=WS, all=True)) == 1
+                await client.aclose()
+            with anyio.fail_after(5):
+                while (await third.call("status"))["jobs"]:
+                    await anyio.sleep(0.02)
+            assert gone and os.listdir(tmp_path) == [root.name]
+            assert await owner.call("checkpoint_list", path=WS, all=True) == []
+
+    anyio.run(main, backend="trio")

@@ -94,7 +94,7 @@ class Collected(Histories):
         trio.run(shard.commit)
         there = {number for serial in shard.objects.prefixes for number in trio.run(shard.remote.objects, serial)}
         named = {number for row in shard.engine.named(BLOCKS) for number, _, _ in named_in(row.value)}
-        assert there == named - shard.objects.open_objects()
+        assert there == named - shard.objects.open_objects().keys()
         assert not shard.catalogue.doomed
 
     @contextmanager

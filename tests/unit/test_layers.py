@@ -19,13 +19,15 @@ PROGRAMS = ("artfs", "mountd")
 # Bottom to top. Neighbours on a line do not import each other; a package's modules may.
 LAYERS = [
     "artfs.errors artfs.types",
-    "artfs.grid artfs.blocks artfs.aio",
+    "artfs.exceptions artfs.models",
+    "artfs.grid artfs.blocks artfs.aio artfs.loop",
     "artfs.access artfs.settings",
+    "artfs.access_control",
     "artfs.meta artfs.objects artfs.sessions",
     "artfs.control artfs.volume",
     "artfs.vfs",
     "artfs.store",
-    "artfs.compat",
+    "artfs.compat artfs.config",
     "artfs.fuse",
     "mountd",
     "artfs.cli",
@@ -35,10 +37,10 @@ RANK = {package: rank for rank, line in enumerate(LAYERS) for package in line.sp
 
 # Libraries, and the only modules that may import them.
 HOMES = {
-    "asyncio": {"artfs.aio"},
-    "trio": {"artfs.aio", "artfs.fuse", "mountd"},
+    "asyncio": {"artfs.aio", "artfs.loop"},
+    "trio": {"artfs.aio", "artfs.loop", "artfs.fuse", "mountd"},
     "pyfuse3": {"artfs.fuse"},
-    "apsw": {"artfs.meta.sqlite", "artfs.objects.sqlite", "artfs.sessions.sqlite"},
+    "apsw": {"artfs.meta.sqlite", "artfs.objects.sqlite", "artfs.sessions.sqlite", "artfs.sessions.providers.sqlite"},
     "trio_asyncio": set(),  # replaces asyncio.new_event_loop for everybody when it is imported
 }
 # Libraries that one module may import, whichever it is.
