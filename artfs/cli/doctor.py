@@ -19,7 +19,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TextIO
 
-from artfs.cli.machine import Facts, collect
+from artfs.cli.machine import EXTRAS, Facts, collect
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -57,6 +57,7 @@ def judge(facts: Facts) -> list[Finding]:
     checks = (
         _python(facts),
         _packages(facts),
+        _extras(facts),
         _kernel(facts),
         _fuse_device(facts),
         _fusermount(facts),
@@ -99,6 +100,21 @@ def _packages(facts: Facts) -> Finding:
             REINSTALL,
         )
     return Finding("packages", Status.OK, ", ".join(f"{n} {v}" for n, v in facts.packages.items()))
+
+
+def _extras(facts: Facts) -> Finding:
+    missing = [name for name in facts.wanted if facts.extras.get(name) is None]
+    if missing:
+        uses = ", ".join(EXTRAS[name] for name in missing)
+        return Finding(
+            "extras",
+            Status.PROBLEM,
+            f"not installed: {', '.join(missing)}",
+            f"this store uses {uses}: what lives with such a provider can neither be read nor uploaded",
+            f"{sys.executable} -m pip install 'artfs[s3]'",
+        )
+    shown = [f"{name} {version or f'is not installed, for {EXTRAS[name]}'}" for name, version in facts.extras.items()]
+    return Finding("extras", Status.OK, ", ".join(shown) or "none are needed")
 
 
 def _kernel(facts: Facts) -> Finding:

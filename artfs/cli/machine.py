@@ -10,22 +10,27 @@ import os
 import platform
 import resource
 import shutil
+import sqlite3
 import stat
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from artfs.cli.mounttable import Entry, holding, read_mounts
 
 Answer = TypeVar("Answer")
 
-PACKAGES = ("pyfuse3", "trio", "anyio", "apsw", "pydantic", "xxhash")
+PACKAGES = ("pyfuse3", "trio", "anyio", "apsw", "pydantic", "xxhash", "zstandard", "cryptography")
+EXTRAS = {"aioboto3": "s3 providers"}
+"""Packages that only some stores need, and for what."""
 CAP_SYS_ADMIN = 1 << 21
 PATIENCE = 2.0
 """Seconds that a mount may take to answer."""
@@ -57,6 +62,9 @@ class Facts:
     root: str
     python: tuple[int, int, int] = (3, 11, 0)
     packages: dict[str, str | None] = field(default_factory=dict)
+    extras: dict[str, str | None] = field(default_factory=dict)
+    wanted: tuple[str, ...] = ()
+    """Those of the extras that the store's settings, or its namespaces, cannot do without."""
     pyfuse3_error: str = ""
     libfuse: str = ""
     native_error: str = ""
@@ -94,6 +102,8 @@ def collect(root: Path) -> Facts:
         root=str(root),
         python=sys.version_info[:3],
         packages={name: _version(name) for name in PACKAGES},
+        extras={name: _version(name) for name in EXTRAS},
+        wanted=_wanted(root),
         pyfuse3_error=probed["pyfuse3"],
         libfuse=probed.get("libfuse", ""),
         native_error=probed["native"],
@@ -192,6 +202,23 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _wanted(root: Path) -> tuple[str, ...]:
+    try:
+        from artfs.settings import load_settings
+
+        settings = load_settings(root)
+    except Exception:  # there is no store, or pydantic is missing: others tell
+        return ()
+    urls = {settings.provider, *settings.providers.values()}
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(root / 'meta.db'))}?mode=ro", uri=True)) as db:
+            for (document,) in db.execute("SELECT doc FROM record WHERE kind = 'home'"):
+                urls.add(str(json.loads(document)["provider"]))
+    except (OSError, sqlite3.Error, ValueError, KeyError, TypeError):
+        pass  # what the settings say is known all the same
+    return ("aioboto3",) if any(url.startswith("s3:") for url in urls) else ()
 
 
 def _read(path: str) -> str:

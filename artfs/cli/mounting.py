@@ -7,10 +7,14 @@ import os
 import re
 import select
 import shutil
+import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 from artfs.cli import mounttable
 from artfs.cli.context import Context, check_access
@@ -19,7 +23,7 @@ from artfs.cli.mount_helper import mount_options
 from artfs.cli.mounttable import Entry
 from artfs.cli.output import Progress
 from artfs.cli.parsing import Commands
-from artfs.cli.values import size
+from artfs.cli.values import objects, size, waiting
 from artfs.errors import ArtfsError, BusyError, DeniedError, InvalidError, NotFoundError
 
 FUSE_DEVICE = "/dev/fuse"
@@ -84,7 +88,8 @@ def add(commands: Commands) -> None:
         umount,
         "take a mount away; returns when its process has written everything and ended",
         ["artfs umount ~/grid", "artfs umount -l ~/grid"],
-        description="Also cleans up a mount whose process has died.",
+        description="Waits until everything is committed and uploaded, up to the setting drain_limit, and says how\n"
+        "much is left then.  Also cleans up a mount whose process has died.",
     )
     parser.add_argument("point", metavar="DIR", help="where it is mounted")
     parser.add_argument(
@@ -239,9 +244,15 @@ def umount(ctx: Context) -> None:
         task.result()
         if state == "alive" and not ctx.args.lazy and root is not None and pid is not None:
             wait_for_end(pid, lambda: _tell(line, root))
-    ctx.out.result({"point": point, "state": state, "pid": pid})
+    left = left_behind(root) if root is not None and not ctx.args.lazy else {"bytes": 0, "objects": 0}
+    ctx.out.result({"point": point, "state": state, "pid": pid, "waiting": left})
     if ctx.out.json:
         return
+    if left["objects"]:
+        ctx.out.say(
+            f"{size(left['bytes'])} in {objects(left['objects'])} still to be uploaded; the next mount goes on with "
+            "that, and so does `artfs sync`"
+        )
     if state == "dead":
         ctx.out.say(f"{point} was dead and is cleaned up; `artfs mount {point}` mounts it again")
     elif ctx.args.lazy:
@@ -283,23 +294,28 @@ def _tell(line: Progress, root: Path | None) -> None:
     """How much is left, on a terminal."""
     if not line.shown or root is None or line.waited() < 2 * POLL:
         return
-    left = journal_used(root)
-    line.text("writing what is left" if left is None else f"{size(left)} left to commit")
+    found = owner_status(root)
+    if found is None:
+        line.text("writing what is left")
+    elif found["waiting"]["bytes"]:
+        line.text(f"{waiting(found['waiting'])} left to upload")
+    else:
+        line.text(f"{size(found['statistics']['journal_used'])} left to commit")
 
 
-def journal_used(root: Path) -> int | None:
-    """Bytes that wait for a commit, if the owner tells."""
+def owner_status(root: Path) -> dict[str, Any] | None:
+    """What the owner tells of itself, if it does."""
     import anyio
 
     from artfs.store.socket import Client
 
-    async def ask() -> int | None:
+    async def ask() -> dict[str, Any] | None:
         client = await Client.connect(root)
         if client is None:
             return None
         try:
-            found = await client.call("status")
-            return int(found["statistics"]["journal_used"])
+            found: dict[str, Any] = await client.call("status")
+            return found
         finally:
             await client.aclose()
 
@@ -307,3 +323,19 @@ def journal_used(root: Path) -> int | None:
         return anyio.run(ask)
     except (ArtfsError, OSError):
         return None
+
+
+def left_behind(root: Path) -> dict[str, int]:
+    """Bytes and objects that no provider has, of a store that nobody serves: the next owner uploads them."""
+    found = {"bytes": 0, "objects": 0}
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(root / 'meta.db'))}?mode=ro", uri=True)) as db:
+            query = "SELECT doc FROM record WHERE kind = 'prefix' AND id IN (SELECT id FROM record WHERE kind = 'home')"
+            prefixes = [str(prefix) for (prefix,) in db.execute(query)]
+        for prefix in prefixes:
+            for entry in os.scandir(root / "objects" / prefix) if (root / "objects" / prefix).is_dir() else ():
+                found["bytes"] += entry.stat().st_size
+                found["objects"] += 1
+    except (OSError, sqlite3.Error):  # another owner has come, or has gone further
+        pass
+    return found

@@ -11,6 +11,8 @@ from artfs.cli.values import duration, moment, pairs, size
 from artfs.types import NamespaceType
 
 WEB = "default/shared/web"
+LOCAL = "local"
+PROVIDER_TYPES = ("memory", "filesystem", "sqlite", "s3", "ibm_cos", "vfs")
 
 
 def add(commands: Commands) -> None:
@@ -27,13 +29,32 @@ def add(commands: Commands) -> None:
             f"artfs ns create {WEB}",
             "artfs ns create default/user-ada --type blob       its id becomes its name",
             "artfs ns create default/sess-review/build --ttl 2h",
+            f"artfs ns create {WEB} --provider 's3://bucket/prefix?region=eu-west-1' --compression zstd",
         ],
+        description="Where its bytes live is fixed when it is made.",
         paths=True,
     )
     parser.add_argument("path", metavar="PATH", help="SANDBOX/SCOPE/NAME; without NAME its id is its name")
     parser.add_argument("--type", choices=list(NamespaceType), default="workspace", help="default: workspace")
     parser.add_argument("--ttl", type=duration, metavar="TIME", help="delete it after 30m, 2h, 7d … (default: never)")
     parser.add_argument("--meta", action="append", default=[], metavar="KEY=VALUE", help="metadata")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--provider",
+        metavar="URL",
+        help="s3://…, file:///…, sqlite:///…, memory:, or local: the store's directory (default: as the settings say)",
+    )
+    where.add_argument(
+        "--provider-type",
+        metavar="TYPE",
+        choices=PROVIDER_TYPES,
+        help=f"{', '.join(PROVIDER_TYPES)}: where the environment's variables say; vfs is local",
+    )
+    parser.add_argument(
+        "--compression",
+        choices=("zstd", "none"),
+        help="of what is uploaded, of a workspace (default: as the settings say)",
+    )
     parser = group.add(
         "list", list_, "list namespaces", ["artfs ns list", "artfs ns list default/user-ada"], paths=True
     )
@@ -88,8 +109,23 @@ def create(ctx: Context) -> None:
         type=args.type,
         ttl_seconds=args.ttl,
         metadata=pairs(args.meta),
+        provider=provider_url(args.provider, args.provider_type),
+        compression={"none": ""}.get(args.compression, args.compression),
     )
     ctx.out.result(made, [made["grid_path"]])
+
+
+def provider_url(url: str | None, type: str | None) -> str | None:
+    """What `--provider` or `--provider-type` means; None: neither was given.  Errors: InvalidError."""
+    if type is None and url in (None, LOCAL):
+        return "" if url == LOCAL else None
+    if type is not None:
+        from artfs.objects.opening import provider_from_env
+
+        return provider_from_env(type)
+    from artfs.objects.opening import canonical_url
+
+    return canonical_url(str(url))
 
 
 def list_(ctx: Context) -> None:
@@ -158,6 +194,8 @@ def _show(ctx: Context, namespace: dict[str, Any]) -> None:
         f"created      {moment(namespace['created'])}",
         f"expires      {moment(namespace['expires'])}",
         f"metadata     {json.dumps(namespace['metadata'], ensure_ascii=False)}",
+        f"provider     {namespace['provider'] or 'the store'}"
+        + (f" ({codec})" if (codec := namespace["codec"]) else ""),
         f"store        {namespace['root']}",
     ]
     ctx.out.result(namespace, lines)

@@ -137,6 +137,7 @@ def build_parser() -> Parser:
         files,
         mounting,
         namespaces,
+        objects,
         running,
         sessions,
         stores,
@@ -159,6 +160,6 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"artfs {__version__}")
     commands = Commands(parser, common)
-    for group in (stores, mounting, running, sessions, namespaces, checkpoints, files, completion):
+    for group in (stores, mounting, running, sessions, namespaces, checkpoints, files, objects, completion):
         group.add(commands)
     return parser

@@ -78,6 +78,32 @@ async def _commit(store: Store) -> None:
         await store.shard.commit()
     except ArtfsError as error:
         log.warning("%s", error)
+        return
+    if store.shard.remote.homes:
+        await _drain(store)
+
+
+async def _drain(store: Store) -> None:
+    """Upload what waits, for `drain_limit` at most; a signal ends it at once, and loses nothing."""
+    waiting = store.shard.remote.waiting()
+    if waiting.bytes:
+        limit = store.settings.drain_limit
+        log.info("uploading %d bytes in %d objects, for %g s at most", waiting.bytes, waiting.objects, limit)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_stop_on_signal, tasks.cancel_scope)
+        await store.drain()
+        tasks.cancel_scope.cancel()
+    left = store.shard.remote.waiting()
+    if left.objects:
+        why = f" ({left.error})" if left.error else ""
+        log.warning("%d bytes in %d objects still wait%s; the next owner uploads them", left.bytes, left.objects, why)
+
+
+async def _stop_on_signal(scope: anyio.CancelScope) -> None:
+    with anyio.open_signal_receiver(*SIGNALS) as signals:
+        async for number in signals:
+            log.info("%s: what still waits is left to the next owner", signal.Signals(number).name)
+            scope.cancel()
 
 
 async def _end_on_signal(plan: Plan, scope: anyio.CancelScope) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 from dataclasses import asdict
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from artfs import __version__
 from artfs.cli.context import Context
 from artfs.cli.parsing import Commands
-from artfs.cli.values import size
+from artfs.cli.values import moment, size, waiting
+from artfs.errors import InvalidError
 
 DAMAGED = 6
 
@@ -21,11 +24,21 @@ def add(commands: Commands) -> None:
         "init",
         init,
         "make a store",
-        ["artfs init", "artfs --root /srv/store init --block-size 262144"],
-        description="`artfs mount` makes one, too, if there is none.",
+        [
+            "artfs init",
+            "artfs --root /srv/store init --block-size 262144",
+            "artfs init --provider 's3://bucket/prefix?region=eu-west-1'",
+        ],
+        description="`artfs mount` makes one, too, if there is none.  With --provider the provider must answer, and\n"
+        "its place must not belong to another store; credentials come from the environment.",
     )
     parser.add_argument(
         "--block-size", type=int, metavar="BYTES", help="a power of two, 131072 to 4194304 (default: 1048576)"
+    )
+    parser.add_argument(
+        "--provider",
+        metavar="URL",
+        help="where the bytes of its namespaces live: s3://…, file:///… or sqlite:///… (default: in the store)",
     )
     for name, function, help in (
         ("status", status, "what the store holds, who owns it, and whether it is well"),
@@ -49,13 +62,56 @@ def add(commands: Commands) -> None:
 
 
 def init(ctx: Context) -> None:
-    from artfs.settings import create_store
+    from artfs.cli.namespaces import provider_url
+    from artfs.settings import CONFIG_FILE, create_store
 
     chosen = {} if ctx.args.block_size is None else {"block_size": ctx.args.block_size}
+    url = provider_url(ctx.args.provider, None)
+    config = ctx.root / CONFIG_FILE
+    if url and config.exists():
+        raise InvalidError(f"{config} is there already; leave --provider out, and set provider in that file")
+    kept = set(ctx.root.iterdir()) if ctx.root.is_dir() else None
     made = create_store(ctx.root, **chosen)
-    ctx.out.result({"root": str(ctx.root), **made.model_dump()}, [str(ctx.root)])
+    if url:
+        try:
+            config.write_text(f"provider = {json.dumps(url)}\n")
+            _claim(ctx, url)
+        except BaseException:
+            _unmake(ctx.root, kept)
+            raise
+    ctx.out.result({"root": str(ctx.root), **made.model_dump(), "provider": url or ""}, [str(ctx.root)])
     if not ctx.out.json:
         ctx.out.say("an empty store; `artfs mount DIR` shows it as a directory")
+
+
+def _claim(ctx: Context, url: str) -> None:
+    """See that the provider answers, and make its place this store's.  Errors: as `Provider.check`, BusyError."""
+    import anyio
+
+    from artfs.objects.opening import open_provider
+    from artfs.settings import load_settings
+
+    async def check() -> None:
+        provider = open_provider(url, load_settings(ctx.root))
+        try:
+            await provider.check()
+        finally:
+            await provider.close()
+
+    anyio.run(check)
+    ctx.call("status")  # whoever opens the store claims the place
+
+
+def _unmake(root: Path, kept: set[Path] | None) -> None:
+    """Take a store away that was begun; `kept` was there before, None: not even the directory."""
+    if kept is None:
+        shutil.rmtree(root)
+        return
+    for path in set(root.iterdir()) - kept:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def status(ctx: Context) -> int:
@@ -70,7 +126,12 @@ def status(ctx: Context) -> int:
         f"mounted at   {', '.join(found['mounts']) or '-'}",
         f"holds        {found['namespaces']} namespaces, {found['sessions']} sessions, {found['trash']} in the trash",
         f"journal      {size(numbers['journal_used'])} of {size(numbers['journal_size'])} wait for a commit",
+        f"provider     {found['provider'] or 'this directory'}",
+        f"waiting      {waiting(found['waiting'])}",
     ]
+    if found["saved"] is not None:
+        lines.append(f"saved        the metadata of {moment(found['saved']['moment'])}")
+    lines += [f"running      {job['call']}, since {moment(job['started'])}" for job in found["jobs"]]
     ctx.out.result(found, lines)
     return DAMAGED if found["failure"] else 0
 
@@ -120,14 +181,14 @@ def doctor(ctx: Context) -> int:
 
 
 def version(ctx: Context) -> None:
-    from artfs.cli.machine import PACKAGES
+    from artfs.cli.machine import EXTRAS, PACKAGES
     from artfs.settings import FORMAT
 
     found: dict[str, Any] = {"artfs": __version__, "format": FORMAT, "python": platform.python_version()}
-    for name in PACKAGES:
+    for name in (*PACKAGES, *EXTRAS):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = None
     found["kernel"] = platform.release()
-    ctx.out.result(found, [f"{name:<9} {value or 'not installed'}" for name, value in found.items()])
+    ctx.out.result(found, [f"{name:<12} {value or 'not installed'}" for name, value in found.items()])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from argparse import ArgumentTypeError
 from collections.abc import Iterable
 from datetime import datetime
@@ -48,6 +49,10 @@ def size(count: int) -> str:
     return f"{count / (1 << 10 * power):.1f} {UNITS[power - 1]}"
 
 
+def objects(count: int) -> str:
+    return f"{count} object{'s' * (count != 1)}"
+
+
 def moment(ns: int | None) -> str:
     """Local time to the second; `-` for None."""
     if ns is None:
@@ -56,6 +61,20 @@ def moment(ns: int | None) -> str:
         return datetime.fromtimestamp(ns // NS).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     except (ValueError, OverflowError, OSError):
         return f"{ns // NS} s"
+
+
+def waiting(found: dict[str, Any]) -> str:
+    """What waits for upload, for people."""
+    if not found["bytes"] and not found["error"]:
+        return "nothing"
+    text = f"{size(found['bytes'])} in {objects(found['objects'])}"
+    if found["oldest"] is not None:
+        text += f", since {moment(found['oldest'])}"
+    if found["error"]:
+        retry = found["retry_at"]
+        seconds = f", again in {max(retry - time.time_ns(), 0) / NS:.0f} s" if retry is not None else ""
+        text += f"; the last upload failed: {found['error']}{seconds}"
+    return text
 
 
 def printable(text: str) -> str:

@@ -5,7 +5,7 @@ xattrs, on any inode of a namespace; what they act on is that inode's own namesp
     set user.artfs.checkpoint NAME      make a checkpoint          get user.artfs.checkpoints   names, a line each
     set user.artfs.restore NAME         restore it                 get user.artfs.namespace     JSON: what this is
     set user.artfs.delete NAME          delete it                  get user.artfs.usage         JSON: bytes and inodes
-    set user.artfs.clone NEW [FROM]     branch, in the same scope  get user.artfs.dirty         JSON: what waits, `_dirty`
+    set user.artfs.clone NEW [FROM]     branch, in the same scope  get user.artfs.dirty         JSON: what waits
     set user.artfs.sync local|remote    returns when what was written before is on the disk, or with its provider
 
 They are not listed.  ioctls: see `artfs.control`, the client's side.
@@ -15,22 +15,26 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 from collections.abc import Awaitable, Callable
 from time import time_ns
 from typing import Any, Protocol
 
 from artfs.control import CHECKPOINT, CLONE, DELETE, RESTORE, pack_result, unpack_names
-from artfs.errors import ArtfsError, FsError
+from artfs.errors import ArtfsError, FsError, NoSpaceError
 from artfs.fuse.virtual import Numbers, VirtualTree, file, folder, later
 from artfs.grid import NAME_MAX
 from artfs.meta import Checkpoint
+from artfs.store.portable import shown
 from artfs.store.store import Store
 from artfs.volume.catalogue import Namespace
 from artfs.volume.node import Dentry, Node
 from artfs.volume.tree import Tree
 from artfs.volume.volume import Volume
 from artfs.volume.waiting import MustWait
+
+log = logging.getLogger(__name__)
 
 XATTR_PREFIX = b"user.artfs."
 IOCTLS = frozenset((CHECKPOINT, RESTORE, CLONE, DELETE))
@@ -109,7 +113,7 @@ class Control:
         volume = self.actions.volume(node.tree)
         tree = volume.tree
         if what == b"checkpoints":
-            return b"".join(os.fsencode(c.id) + b"\n" for c in volume.checkpoints())
+            return b"".join(os.fsencode(c.id) + b"\n" for c in shown(volume))
         if what == b"namespace":
             return json.dumps(self.actions.describe(volume.namespace)).encode()
         if what == b"usage":
@@ -166,8 +170,11 @@ class Control:
                 await store.shard.sync()
             except FsError:
                 raise
-            except ArtfsError as error:
+            except NoSpaceError as error:
                 raise FsError(error.errno) from error
+            except ArtfsError as error:  # a bucket that is not there is no ENOENT of this file
+                log.warning("%s is not synced: %s", volume.namespace.grid_path, error)
+                raise FsError(errno.EIO) from error
 
         return work
 
@@ -231,10 +238,11 @@ class CheckpointsTree(VirtualTree):
             self.views[checkpoint.serial] = await self.volume.view(checkpoint.id)
 
     def listing(self, folder: Node) -> list[tuple[bytes, Dentry]]:
-        closed = [c for c in self.volume.checkpoints() if c.serial not in self.views]
+        checkpoints = shown(self.volume)
+        closed = [c for c in checkpoints if c.serial not in self.views]
         if closed:
             raise MustWait(lambda: self._open(closed))
-        return [(os.fsencode(c.id), Dentry(c.serial, c.epoch + 2, DIR_TYPE)) for c in self.volume.checkpoints()]
+        return [(os.fsencode(c.id), Dentry(c.serial, c.epoch + 2, DIR_TYPE)) for c in checkpoints]
 
     def node(self, ino: int) -> Node:
         """The root of the view with that serial."""

@@ -11,7 +11,9 @@ import shutil
 import stat
 import struct
 import subprocess
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,12 @@ import pytest
 
 from artfs import control
 from tests.fuse.tools import ask, checkpoints, command, eventually, opened
+from tests.mounting import Mounted, mounted
 from tests.posix.calls import result
 from tests.posix.trees import Tree, snapshot
 from tests.programs.run import need, run
 
-SETTERS = ("checkpoint", "restore", "delete", "clone")
+SETTERS = ("checkpoint", "restore", "delete", "clone", "sync")
 GETTERS = ("checkpoints", "namespace", "usage", "dirty")
 
 
@@ -163,8 +166,9 @@ def test_what_can_be_asked(workspace: Path) -> None:
         json.loads(ask(workspace, "usage"))["bytes"] >= 10_000
     )
     assert json.loads(ask(workspace, "usage"))["inodes"] == 2
-    assert set(json.loads(ask(workspace, "dirty"))) == {"rows", "blocks"}
-    eventually(lambda: json.loads(ask(workspace, "dirty")) == {"rows": 0, "blocks": 0})
+    nothing = {"bytes": 0, "objects": 0, "age": None, "error": ""}
+    assert set(json.loads(ask(workspace, "dirty"))) == {"rows", "blocks", "waiting"}
+    eventually(lambda: json.loads(ask(workspace, "dirty")) == {"rows": 0, "blocks": 0, "waiting": nothing})
     assert ask(workspace, "checkpoints") == b""
 
 
@@ -532,3 +536,98 @@ def test_errors_keep_their_number(workspace: Path) -> None:
     assert caught.value.errno == errno.ENOENT
     with pytest.raises(ValueError, match="255 bytes"):
         control.checkpoint(workspace, "x" * 256)
+
+
+# levels of durability
+@pytest.mark.parametrize("level", ["local", "remote"])
+def test_a_level_of_durability_is_waited_for(workspace: Path, level: str) -> None:
+    """Of a namespace without a provider there is no more than this disk."""
+    path = _file(workspace, content="x" * 100_000)
+    command(path, "sync", level)
+    assert json.loads(ask(path, "usage"))["bytes"] == 100_000
+
+
+@pytest.mark.parametrize("level", ["", "both", "remote now", "Remote"])
+def test_levels_that_there_are_not(workspace: Path, level: str) -> None:
+    assert result(command, workspace, "sync", level) == "EINVAL"
+
+
+@pytest.fixture
+def far(tmp_path: Path) -> Path:
+    """The directory of a provider."""
+    (tmp_path / "far").mkdir()
+    return tmp_path / "far"
+
+
+@contextmanager
+def _backed(base: Path, far: Path, more: str = "") -> Iterator[Mounted]:
+    (base / "store").mkdir()
+    settings = f'provider = "file://{far}"\nupload_delay = 600.0\ndrain_limit = 1.0\n{more}'
+    (base / "store/config.toml").write_text(settings)
+    with mounted(base) as own:
+        yield own
+
+
+@pytest.fixture
+def backed(tmp_path: Path, far: Path) -> Iterator[Mounted]:
+    """A mount whose namespaces live with a provider, and that would upload nothing by itself for a long time."""
+    with _backed(tmp_path, far) as own:
+        yield own
+
+
+def _stored(far: Path) -> int:
+    return sum(path.stat().st_size for path in (far / "grid").rglob("*") if path.is_file())
+
+
+def test_remote_means_that_the_provider_has_it(backed: Mounted, far: Path) -> None:
+    workspace = backed.workspace("w")
+    path = _file(workspace, content="x" * 100_000)
+    command(path, "sync", "local")
+    assert _stored(far) == 0
+    dirty = json.loads(ask(workspace, "dirty"))["waiting"]
+    assert dirty["bytes"] >= 100_000 and dirty["objects"] >= 1 and dirty["age"] >= 0 and dirty["error"] == ""
+    assert backed.stats()["waiting"]["bytes"] == dirty["bytes"]
+    command(path, "sync", "remote")
+    assert _stored(far) >= 100_000
+    assert json.loads(ask(workspace, "dirty"))["waiting"] == {"bytes": 0, "objects": 0, "age": None, "error": ""}
+    assert backed.stats()["cache"]["uploads"] >= 1
+    # The metadata is there, too.
+    assert [path for path in (far / "meta").rglob("*") if path.is_file()]
+
+
+def test_remote_fails_with_the_provider_and_holds_again_after_it(backed: Mounted, far: Path) -> None:
+    workspace = backed.workspace("w")
+    command(workspace, "sync", "remote")
+    path = _file(workspace, content="y" * 100_000)
+    far.rename(far.with_name("away"))
+    far.write_text("no directory")
+    assert result(command, path, "sync", "remote") == "EIO"
+    assert json.loads(ask(path, "dirty"))["waiting"]["error"]
+    assert path.read_text() == "y" * 100_000
+    far.unlink()
+    far.with_name("away").rename(far)
+    command(path, "sync", "remote")
+    assert _stored(far) >= 100_000
+    assert json.loads(ask(path, "dirty"))["waiting"]["error"] == ""
+
+
+def test_fsync_and_close_wait_for_the_provider_if_told_to(tmp_path: Path, far: Path) -> None:
+    with _backed(tmp_path, far, 'durability = "remote"\nwait_limit = 2.0\n') as own:
+        path = own.workspace("w") / "a"
+        with opened(path, os.O_WRONLY | os.O_CREAT) as fd:
+            os.write(fd, b"1" * 100_000)
+            os.fsync(fd)
+            assert _stored(far) >= 100_000
+        path.write_bytes(b"2" * 200_000)
+        assert _stored(far) >= 300_000
+        with opened(path, os.O_WRONLY) as fd:
+            os.write(fd, b"3" * 300_000)
+            far.rename(far.with_name("away"))
+            far.write_text("no directory")
+            start = time.monotonic()
+            assert result(os.fsync, fd) == "EIO"
+            assert time.monotonic() - start < 10
+            far.unlink()
+            far.with_name("away").rename(far)
+            assert result(os.fsync, fd) == "ok"
+        assert _stored(far) >= 500_000

@@ -9,6 +9,7 @@ import re
 import shlex
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from stat import S_IFIFO
@@ -19,8 +20,10 @@ import pytest
 from artfs.cli.parsing import UsageError, build_parser
 from artfs.errors import FsError
 from artfs.fuse.requests import Requests
+from artfs.objects.s3_client import Place
 from artfs.settings import Settings, parse_principal
 from artfs.store.opening import memory_store
+from artfs.store.service import Service
 from artfs.types import Scope
 from artfs.volume.attributes import SIZE
 from artfs.volume.data import MAX_SIZE
@@ -99,6 +102,21 @@ def settings_table(text: str) -> dict[str, Any]:
 def test_every_setting_is_documented_with_its_default() -> None:
     documented = settings_table((ROOT / "docs/configuration.md").read_text())
     assert documented == Settings.model_validate({}).model_dump()
+
+
+async def test_every_field_of_the_status_is_documented() -> None:
+    section = (ROOT / "docs/operations.md").read_text().partition("## Is it well?")[2].partition("\n## ")[0]
+    named = set(re.findall(r"\w+", " ".join(re.findall(r"^\| ([^|]+) \|", section, re.MULTILINE))))
+    async with memory_store() as store:
+        found = await Service(store).status()
+    assert found.keys() <= named
+    assert found["waiting"].keys() <= named
+
+
+def test_every_option_of_an_s3_url_is_documented() -> None:
+    section = (ROOT / "docs/configuration.md").read_text().partition("Options of an s3 URL")[2].partition("\n## ")[0]
+    named = set(re.findall(r"^\| (\w+)=", section, re.MULTILINE))
+    assert named == {option.name for option in fields(Place)} - {"bucket", "prefix"}
 
 
 # commands

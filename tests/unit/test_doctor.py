@@ -15,6 +15,8 @@ import pytest
 
 from artfs.cli.doctor import Finding, Status, as_json, as_text, doctor, judge
 from artfs.cli.machine import Facts, collect, within
+from artfs.meta.sqlite import SqliteEngine
+from artfs.settings import create_store
 
 GOOD = Facts(
     root="/srv/store",
@@ -37,6 +39,7 @@ GOOD = Facts(
 LACKS: list[tuple[dict[str, Any], str, Status, str]] = [
     ({"python": (3, 10, 9)}, "python", Status.PROBLEM, "3.10.9"),
     ({"packages": {"trio": "1", "apsw": None}}, "packages", Status.PROBLEM, "apsw"),
+    ({"extras": {"aioboto3": None}, "wanted": ("aioboto3",)}, "extras", Status.PROBLEM, "aioboto3"),
     ({"kernel": "5.14.0"}, "kernel", Status.PROBLEM, "5.14"),
     ({"kernel": "5.15.0-91-generic"}, "kernel", Status.WARNING, "O_TMPFILE"),
     ({"kernel": "6.1-rc3"}, "kernel", Status.WARNING, "mounted inside it"),
@@ -192,3 +195,20 @@ def test_without_a_root_the_command_looks_where_the_store_would_be(
     monkeypatch.setattr("artfs.cli.doctor.collect", lambda root: replace(GOOD, root=str(root)))
     doctor(out=out)
     assert str(store_root) in out.getvalue()
+
+
+def test_what_a_store_cannot_do_without(tmp_path: Path) -> None:
+    """By its settings, and by where its namespaces live."""
+    root = tmp_path / "store"
+    assert collect(root).wanted == ()
+    create_store(root)
+    assert collect(root).wanted == ()
+    (root / "config.toml").write_text('providers = { user = "s3://bucket" }\n')
+    assert collect(root).wanted == ("aioboto3",)
+    (root / "config.toml").unlink()
+    engine = SqliteEngine(root / "meta.db")
+    engine.commit([], {("home", "6"): '{"provider": "file:///far", "codec": "zstd+aes"}'})
+    assert collect(root).wanted == ()
+    engine.commit([], {("home", "7"): '{"provider": "s3://bucket/x", "codec": ""}'})
+    engine.close()
+    assert collect(root).wanted == ("aioboto3",)

@@ -1,0 +1,215 @@
+"""ArtifactStore: the Python API of a store.
+
+Constructing one reads arguments and the environment, and does nothing else; its first use opens it (see
+`artfs.store.handle`), `close` lets it go, after which every call fails with "Store is closed".  It may be used from
+several event loops, asyncio's or trio's, one after another or at once.
+
+Calls come from the process's owner, who is trusted, unless they name a `session_id` or `user_id`: then they are checked
+as calls of that session or user.  `as_principal` gives a view of which every call is checked.
+
+The calls are in groups (`artfs.store.operations`); here is what they stand on: `_call` and `_call_now`, the way to
+`Service`; `_session_for`, the store's own sessions.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from typing import Any, Self
+
+from artfs.errors import ArtfsError, InvalidError
+from artfs.exceptions import AccessDeniedError, SessionError
+from artfs.grid import check_id, session_key
+from artfs.sessions.session_manager import default_sandbox
+from artfs.store.choosing import choose, scope_homes
+from artfs.store.handle import Handle
+from artfs.store.operations.grid import GridOperations
+from artfs.store.operations.namespaces import NamespaceOperations
+from artfs.store.operations.sessions import SessionOperations
+from artfs.store.public_errors import public
+from artfs.types import DEFAULT_BUCKET, DEFAULT_SANDBOX_PREFIX, DEFAULT_SESSION_TTL_HOURS, SessionProvider
+
+HOUR = 3600.0
+Who = dict[str, Any]
+"""An identity, for `Service`: `session`, `user`, `admin`; in a bound view also `with_session` and `with_user`, which
+are what a call names beside it."""
+
+
+class ArtifactStore(NamespaceOperations, SessionOperations, GridOperations):
+    """`root`: a directory (or an sqlite file) that other processes and mounts may use, too; without it ARTFS_ROOT, else
+    what the provider gives; else the store is in memory, which all such stores of the process share, parted by sandbox.
+
+    `providers`: {scope: provider} for namespaces that name none; `shared_writable`: callers that are checked may write
+    in sandbox scope.  Errors: InvalidError (a ValueError) for what can never be right.
+    """
+
+    def __init__(
+        self,
+        bucket: str | None = None,
+        storage_provider: str | None = None,
+        session_provider: str | None = None,
+        sandbox_id: str | None = None,
+        session_ttl_hours: float = DEFAULT_SESSION_TTL_HOURS,
+        max_retries: int = 3,
+        *,
+        root: str | os.PathLike[str] | None = None,
+        providers: Mapping[Any, str] | None = None,
+        shared_writable: bool = False,
+    ) -> None:
+        env = dict(os.environ)
+        try:
+            if isinstance(session_ttl_hours, bool) or not session_ttl_hours > 0:
+                raise InvalidError(f"session_ttl_hours must be above 0, not {session_ttl_hours!r}")
+            if max_retries < 0:
+                raise InvalidError(f"max_retries cannot be negative, as {max_retries!r} is")
+            self._place = choose(root, storage_provider, bucket, env)
+            self._scope_kinds = scope_homes(providers, env)
+            self._environment = env
+            self.sandbox_id = self._sandbox(sandbox_id)
+            self.session_provider = str(session_provider or env.get("SESSION_PROVIDER") or SessionProvider.MEMORY)
+        except ArtfsError as error:
+            raise public(error) from error
+        self.bucket = bucket or env.get("ARTIFACT_BUCKET") or env.get("AWS_S3_BUCKET") or DEFAULT_BUCKET
+        self.storage_provider = f"vfs-{self._place.kind}"
+        self.session_ttl_hours = session_ttl_hours
+        self.max_retries = max_retries
+        self._shared_writable = shared_writable
+        self._handle = Handle(self._place.root, self._place.config)
+        self._own_sessions: dict[str | None, str] = {}
+        self._bound: Who | None = None
+        self._store = self
+
+    def _sandbox(self, given: str | None) -> str:
+        if given is not None:
+            return check_id("sandbox", given)
+        found = check_id("sandbox", default_sandbox())
+        named = os.environ.get("ARTIFACT_SANDBOX_ID") or os.environ.get("CHUK_SANDBOX_ID")
+        if self._place.root is None and not named:
+            return f"{DEFAULT_SANDBOX_PREFIX}-{secrets.token_hex(4)}"
+        return found
+
+    # life
+    async def __aenter__(self) -> Self:
+        await self._call("api_ping")
+        return self
+
+    async def __aexit__(self, *failure: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Let the store go; what was acknowledged stays.  Again without effect.  A bound view's close is the store's."""
+        await self._handle.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._handle.closed
+
+    @property
+    def root(self) -> str | None:
+        """Where it is; None: in memory."""
+        return None if self._place.root is None else str(self._place.root)
+
+    @property
+    def namespace(self) -> Self:
+        """The namespace operations, which are the store's own."""
+        return self
+
+    def as_principal(
+        self, *, session_id: str | None = None, user_id: str | None = None, admin: bool = False
+    ) -> ArtifactStore:
+        """The same store as somebody sees it: every call of the view is checked, without exception.  What a view of a
+        view names must be the same.  Errors: InvalidError; AccessDeniedError for a view that would see more."""
+        try:
+            if user_id is not None:
+                check_id("user", user_id)
+            if session_id is not None:
+                session_key(session_id)
+        except ArtfsError as error:
+            raise public(error) from error
+        bound = self._bound
+        if bound is not None and not bound["admin"]:
+            same = (session_id in (None, bound["session"])) and (user_id in (None, bound["user"])) and not admin
+            if not same:
+                raise AccessDeniedError("Access denied: a view shows no more than the view that it was made from")
+            session_id, user_id = bound["session"], bound["user"]
+        view = object.__new__(type(self))
+        view.__dict__.update(self.__dict__)
+        view._bound = {"session": session_id, "user": user_id, "admin": admin}
+        if bound is not None and bound["admin"] and (session_id is None and user_id is None):
+            view._bound["admin"] = True
+        view._store = view
+        return view
+
+    # the way to the service
+    async def _call(
+        self, method: str, /, *, session_id: str | None = None, user_id: str | None = None, **arguments: Any
+    ) -> Any:
+        """Call `Service.<method>` as this caller.  Errors: those of `artfs.exceptions`."""
+        try:
+            return await self._handle.do(
+                method, who=self._who(session_id, user_id), sandbox=self.sandbox_id, **arguments
+            )
+        except ArtfsError as error:
+            raise public(error) from error
+
+    def _call_now(
+        self, method: str, /, *, session_id: str | None = None, user_id: str | None = None, **arguments: Any
+    ) -> Any:
+        """The same from a plain function: the calling thread waits."""
+        try:
+            return self._handle.do_now(
+                method, who=self._who(session_id, user_id), sandbox=self.sandbox_id, **arguments
+            )
+        except ArtfsError as error:
+            raise public(error) from error
+
+    def _who(self, session_id: str | None, user_id: str | None) -> Who | None:
+        """None: the trusted owner of the process."""
+        if self._bound is None:
+            if session_id is None and user_id is None:
+                return None
+            who: Who = {"session": session_id, "user": user_id, "admin": False}
+        elif session_id is None and user_id is None:
+            who = self._bound
+        else:
+            who = {**self._bound, "with_session": session_id, "with_user": user_id}
+        return {**who, "shared": True} if self._shared_writable else who
+
+    # sessions that calls do not name
+    async def _session_for(self, session_id: str | None, user_id: str | None) -> str:
+        """The session that something made by this call belongs to: the one that is named, the view's, else the store's
+        own for the user, made at its first use."""
+        if session_id is not None:
+            return session_id
+        bound = self._bound
+        if bound is not None:
+            if bound["session"] is not None:
+                return str(bound["session"])
+            user_id = user_id or bound["user"]
+        own = self._own_sessions.get(user_id)
+        if own is None:
+            own = await self._new_own_session(user_id)
+        return own
+
+    async def _new_own_session(self, user_id: str | None) -> str:
+        made = await self._call(
+            "api_session_create", user_id=user_id, user=user_id, ttl_seconds=self.session_ttl_hours * HOUR
+        )
+        self._own_sessions[user_id] = made["session_id"]
+        return str(made["session_id"])
+
+    async def _call_in_session(
+        self, method: str, /, *, session_id: str | None, user_id: str | None, **arguments: Any
+    ) -> Any:
+        """`_call` with `session`: that of `_session_for`.  An own session that has ended is made anew."""
+        named = session_id is not None or (self._bound is not None and self._bound["session"] is not None)
+        session = await self._session_for(session_id, user_id)
+        try:
+            return await self._call(method, session_id=session_id, user_id=user_id, session=session, **arguments)
+        except SessionError:
+            if named:
+                raise
+        self._own_sessions.pop(user_id or (self._bound or {}).get("user"), None)
+        session = await self._session_for(session_id, user_id)
+        return await self._call(method, session_id=session_id, user_id=user_id, session=session, **arguments)

@@ -1,0 +1,104 @@
+"""Where a store of the Python API is: from arguments and the environment to a root and a home for new namespaces.
+
+Pure: nothing is opened or made here.  An argument comes before the environment.  A root is a directory, or for sqlite
+one file: what works on that file keeps its journal and its lock in the directory `<file>-artfs` beside it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from artfs.errors import InvalidError
+from artfs.objects.opening import for_type, parse_url
+from artfs.types import DEFAULT_BUCKET, Scope, StorageProvider
+
+BESIDE = "-artfs"
+SUFFIXES = (".db", ".sqlite", ".sqlite3")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """`root` None: in memory.  `kind`: what callers call its provider, without `vfs-`.  `home`: URL of what keeps the
+    bytes of new namespaces; None: as the store's settings say, which are those of `config` where it is made new."""
+
+    root: Path | None
+    kind: str
+    home: str | None = None
+    config: str = ""
+
+
+def plain_kind(name: str) -> str:
+    """`vfs-x` and `x` are one.  Errors: InvalidError."""
+    kind = str(name).lower()
+    if kind not in {str(known) for known in StorageProvider}:
+        raise InvalidError(f"Unknown storage provider: {name!r}: it is one of {', '.join(StorageProvider)}")
+    return kind.removeprefix("vfs-")
+
+
+def choose(
+    root: str | os.PathLike[str] | None,
+    storage_provider: str | None,
+    bucket: str | None,
+    env: Mapping[str, str],
+) -> Place:
+    """Errors: InvalidError."""
+    named = storage_provider or env.get("ARTIFACT_PROVIDER") or None
+    kind = plain_kind(named) if named else "vfs"
+    memory = kind == "memory" and storage_provider is not None and root is None
+    given = None if memory else (root if root is not None else env.get("ARTFS_ROOT") or None)
+    if given is not None and not os.fspath(given):
+        raise InvalidError("a store's root cannot be empty")
+    if given is not None:
+        return _at(_path(given), kind, named is not None, bucket, env)
+    if kind in ("memory", "vfs"):
+        return Place(None, "memory")
+    return by_provider(kind, {"bucket": bucket} if bucket and kind in ("s3", "ibm_cos") else {}, env)
+
+
+def _at(root: Path, kind: str, chosen: bool, bucket: str | None, env: Mapping[str, str]) -> Place:
+    if kind == "sqlite" or (root.suffix in SUFFIXES and not root.is_dir()):
+        return _file(root)
+    if not chosen or kind in ("vfs", "filesystem"):
+        return Place(root, "filesystem", "" if kind == "filesystem" else None)
+    url = for_type(kind, {"bucket": bucket} if bucket and kind != "memory" else None, env)
+    return Place(root, kind, url, "" if kind == "memory" else url)
+
+
+def _file(path: Path) -> Place:
+    url = for_type("sqlite", {"path": str(path)})
+    return Place(path.with_name(path.name + BESIDE), "sqlite", None, url)
+
+
+def by_provider(kind: str, config: Mapping[str, Any], env: Mapping[str, str]) -> Place:
+    """The store that a provider gives where no root is named.  REQUIRES: not memory."""
+    url = for_type(kind, config, env)
+    parsed = parse_url(url)
+    if kind == "filesystem":
+        return Place(parsed.path, "filesystem", "")
+    if kind == "sqlite":
+        return _file(parsed.path)
+    name = parsed.place.bucket or DEFAULT_BUCKET
+    return Place(_path("~/.local/share/artfs") / name, kind, url, url)
+
+
+def scope_homes(given: Mapping[Any, str] | None, env: Mapping[str, str]) -> dict[Scope, str]:
+    """The provider of each scope that has one of its own.  Errors: InvalidError."""
+    found = {}
+    for scope in Scope:
+        name = env.get(f"ARTIFACT_PROVIDER_{scope.upper()}")
+        if name:
+            found[scope] = plain_kind(name)
+    for key, name in (given or {}).items():
+        try:
+            found[Scope(key)] = plain_kind(name)
+        except ValueError as error:
+            raise InvalidError(f"providers: {error}") from None
+    return found
+
+
+def _path(path: str | os.PathLike[str]) -> Path:
+    return Path(os.path.abspath(os.path.expanduser(os.fspath(path))))

@@ -1,0 +1,268 @@
+"""Namespaces: made, written, read, listed, destroyed, and their checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from artfs.errors import ArtfsError, InvalidError
+from artfs.grid import check_namespace_name
+from artfs.store.choosing import plain_kind
+from artfs.store.operations.base import Operations
+from artfs.store.operations.transfer import read_all, write_all
+from artfs.store.public_errors import InvalidArgumentError, public
+from artfs.types import NamespaceType, StorageScope
+from artfs.types.responses import CheckpointInfo, NamespaceInfo
+
+if TYPE_CHECKING:
+    from artfs.store.virtual_fs import AsyncVirtualFileSystem
+
+HOUR = 3600.0
+
+
+class NamespaceOperations(Operations):
+    """`namespace_id` is an id or a grid path; an artifact's id is that of its namespace.  Errors of all:
+    ArtifactNotFoundError, ArtifactExpiredError, AccessDeniedError, SessionError, ProviderError, InvalidError."""
+
+    async def create_namespace(
+        self,
+        type: NamespaceType | str,
+        scope: StorageScope | str = StorageScope.SESSION,
+        name: str | None = None,
+        user_id: str | None = None,
+        ttl_hours: float | None = None,
+        provider_type: str | None = None,
+        provider_config: Mapping[str, Any] | None = None,
+        *,
+        session_id: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> NamespaceInfo:
+        """A new, empty namespace.  A name that is taken gets `~2`.  Without `session_id` one of session scope belongs
+        to the store's own session of that user.  `ttl_hours=None`: none, or the session's life."""
+        store = self._store
+        try:
+            type, scope = NamespaceType(type), StorageScope(scope)
+        except ValueError as error:
+            raise InvalidArgumentError(str(error)) from None
+        arguments = {
+            "type": str(type),
+            "scope": str(scope),
+            "name": _name(name),
+            "ttl_seconds": ttl_seconds(ttl_hours),
+            "metadata": None if metadata is None else dict(metadata),
+            "user": user_id,
+            **self._home(scope, provider_type, provider_config),
+        }
+        if scope is StorageScope.SESSION:
+            made = await store._call_in_session(
+                "api_create", session_id=session_id, user_id=user_id, **arguments
+            )
+        else:
+            made = await store._call("api_create", session_id=session_id, user_id=user_id, **arguments)
+        return NamespaceInfo(**made)
+
+    def _home(
+        self, scope: StorageScope, provider_type: str | None, config: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        """Where the bytes of a new namespace go, as `api_create` takes it."""
+        store = self._store
+        kind = provider_type or store._scope_kinds.get(scope)
+        if kind is None:
+            return {"provider": store._place.home, "provider_type": store._place.kind}
+        try:
+            kind = plain_kind(kind)
+            return {"provider": store._home_url(kind, config), "provider_type": kind}
+        except ArtfsError as error:
+            raise public(error) from error
+
+    async def write_namespace(
+        self,
+        namespace_id: str,
+        data: bytes | str,
+        path: str | None = None,
+        *,
+        mime: str | None = None,
+        session_id: str | None = None,
+        user_id: str | None = None,
+    ) -> None:
+        """Replace a file, or make it and the directories that it lacks; others see the old bytes or the new.  `path`
+        may be left out in a BLOB."""
+        if isinstance(data, str):
+            data = data.encode()
+        await write_all(
+            self._store, namespace_id, path, data, mime=mime, session_id=session_id, user_id=user_id
+        )
+
+    async def read_namespace(
+        self,
+        namespace_id: str,
+        path: str | None = None,
+        *,
+        session_id: str | None = None,
+        user_id: str | None = None,
+    ) -> bytes:
+        """A whole file."""
+        return await read_all(self._store, namespace_id, path, session_id=session_id, user_id=user_id)
+
+    def get_namespace_vfs(
+        self, namespace_id: str, *, session_id: str | None = None, user_id: str | None = None
+    ) -> AsyncVirtualFileSystem:
+        """Its files by path, with a current directory of its own."""
+        from artfs.store.virtual_fs import AsyncVirtualFileSystem
+
+        store = self._store
+        info = store._call_now("api_info", id=namespace_id, session_id=session_id, user_id=user_id)
+        return AsyncVirtualFileSystem(store, info["namespace_id"], session_id=session_id, user_id=user_id)
+
+    def get_namespace_info(
+        self, namespace_id: str, *, session_id: str | None = None, user_id: str | None = None
+    ) -> NamespaceInfo:
+        found = self._store._call_now("api_info", id=namespace_id, session_id=session_id, user_id=user_id)
+        return NamespaceInfo(**found)
+
+    def list_namespaces(
+        self,
+        session_id: str | None = None,
+        user_id: str | None = None,
+        type: NamespaceType | str | None = None,
+        *,
+        scope: StorageScope | str | None = None,
+    ) -> list[NamespaceInfo]:
+        """In the order of their making; without a filter all that the caller may see.  `session_id`: those of that
+        session; `user_id`: those of that user and of their sessions."""
+        try:
+            filters = {
+                "type": None if type is None else str(NamespaceType(type)),
+                "scope": None if scope is None else str(StorageScope(scope)),
+            }
+        except ValueError as error:
+            raise InvalidArgumentError(str(error)) from None
+        found = self._store._call_now(
+            "api_list",
+            session_id=session_id,
+            user_id=user_id,
+            of_session=session_id,
+            of_user=user_id,
+            **filters,
+        )
+        return [NamespaceInfo(**info) for info in found]
+
+    async def destroy_namespace(
+        self, namespace_id: str, *, session_id: str | None = None, user_id: str | None = None
+    ) -> bool:
+        """Delete it.  With checkpoints it can be brought back for a day."""
+        await self._store._call("api_destroy", id=namespace_id, session_id=session_id, user_id=user_id)
+        return True
+
+    async def clone_namespace(
+        self,
+        namespace_id: str,
+        name: str,
+        checkpoint_id: str | None = None,
+        *,
+        session_id: str | None = None,
+        user_id: str | None = None,
+    ) -> NamespaceInfo:
+        """A namespace of its own, in the same scope, with what this one, or one of its checkpoints, holds."""
+        made = await self._store._call(
+            "api_clone",
+            id=namespace_id,
+            name=_name(name),
+            checkpoint=checkpoint_id,
+            session_id=session_id,
+            user_id=user_id,
+        )
+        return NamespaceInfo(**made)
+
+    # checkpoints
+    async def checkpoint_namespace(
+        self,
+        namespace_id: str,
+        name: str | None = None,
+        description: str | None = None,
+        *,
+        session_id: str | None = None,
+        user_id: str | None = None,
+    ) -> CheckpointInfo:
+        """What the namespace holds now, through whatever door it was written.  `name=None`: one from the time."""
+        made = await self._store._call(
+            "api_checkpoint",
+            id=namespace_id,
+            name=name,
+            description=description or "",
+            session_id=session_id,
+            user_id=user_id,
+        )
+        return CheckpointInfo(**made)
+
+    async def list_checkpoints(
+        self, namespace_id: str, *, session_id: str | None = None, user_id: str | None = None
+    ) -> list[CheckpointInfo]:
+        """The oldest first."""
+        found = await self._store._call(
+            "api_checkpoints", id=namespace_id, session_id=session_id, user_id=user_id
+        )
+        return [CheckpointInfo(**info) for info in found]
+
+    async def restore_namespace(
+        self,
+        namespace_id: str,
+        checkpoint_id: str,
+        *,
+        session_id: str | None = None,
+        user_id: str | None = None,
+    ) -> bool:
+        """Make the tree exactly what the checkpoint saw, at once; a safety checkpoint is taken first."""
+        await self._store._call(
+            "api_restore", id=namespace_id, checkpoint=checkpoint_id, session_id=session_id, user_id=user_id
+        )
+        return True
+
+    async def delete_checkpoint(
+        self,
+        namespace_id: str,
+        checkpoint_id: str,
+        *,
+        session_id: str | None = None,
+        user_id: str | None = None,
+    ) -> bool:
+        await self._store._call(
+            "api_checkpoint_delete", id=namespace_id, checkpoint=checkpoint_id, session_id=session_id, user_id=user_id
+        )
+        return True
+
+    async def diff_namespace(
+        self,
+        namespace_id: str,
+        a: str,
+        b: str | None = None,
+        *,
+        session_id: str | None = None,
+        user_id: str | None = None,
+    ) -> list[dict[str, Any]]:
+        """What changed from checkpoint `a` to checkpoint `b` (None: now), in order of paths: see
+        `artfs.volume.difference`."""
+        found: list[dict[str, Any]] = await self._store._call(
+            "api_diff", id=namespace_id, a=a, b=b, session_id=session_id, user_id=user_id
+        )
+        return found
+
+
+def ttl_seconds(hours: float | None) -> float | None:
+    """Errors: InvalidError unless above zero."""
+    if hours is None:
+        return None
+    if isinstance(hours, bool) or not isinstance(hours, int | float) or not 0 < hours < 1e9:
+        raise InvalidArgumentError(f"ttl_hours must be a number above 0, not {hours!r}; None is no expiry")
+    return hours * HOUR
+
+
+def _name(name: str | None) -> str | None:
+    if name is None:
+        return None
+    if not isinstance(name, str):
+        raise InvalidArgumentError(f"a namespace's name must be a string, not {name!r}")
+    try:
+        return check_namespace_name(name)
+    except InvalidError as error:
+        raise public(error) from error
