@@ -96,7 +96,7 @@ class _Import:
         await to_thread.run_sync(self._guarded, self._read)
         namespace = self._guarded(partial(self._described, place or GridPath()))
         store.alive_session(namespace)
-        home = store._home(namespace.scope, namespace.type, None, None)
+        home = store.home_for(namespace.scope, namespace.type, None, None)
         if home is None:
             return namespace
         await store.use_provider(home)

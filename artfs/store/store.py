@@ -131,7 +131,7 @@ class Store:
             assert owner is not None
             self.session(sandbox, owner)
         settings = self.settings
-        home = self._home(scope, type, provider, compression)
+        home = self.home_for(scope, type, provider, compression)
         if home is not None and home not in self._used:
             raise MustWait(partial(self.use_provider, home))
         id = id or f"ns-{uuid4().hex[:12]}"
@@ -158,7 +158,7 @@ class Store:
         self.shard.create(namespace, mode & ~settings.umask)
         return namespace
 
-    def _home(self, scope: Scope, type: NamespaceType, provider: str | None, compression: str | None) -> Home | None:
+    def home_for(self, scope: Scope, type: NamespaceType, provider: str | None, compression: str | None) -> Home | None:
         settings = self.settings
         url = settings.providers.get(scope, settings.provider) if provider is None else provider
         if not url:
@@ -179,7 +179,7 @@ class Store:
         process are gone.  Errors: as `use_provider`."""
         homes = {namespace.home for namespace in self.catalogue.by_serial.values() if namespace.home is not None}
         for scope in Scope:
-            home = self._home(scope, NamespaceType.BLOB, None, None)
+            home = self.home_for(scope, NamespaceType.BLOB, None, None)
             if home is not None:
                 homes.add(home)
         for home in sorted(homes, key=lambda home: (home.provider, home.codec)):

@@ -6,11 +6,19 @@ import re
 from dataclasses import fields
 from pathlib import Path
 from struct import Struct
+from typing import Any
 
 import apsw
 import pytest
+import trio
 
+from artfs.objects import frames
+from artfs.objects.marker import Marker
+from artfs.objects.sqlite import SqliteProvider
+from artfs.store.blobs import Pin
+from artfs.store.upload_records import Record
 from artfs.volume import journal as journal_module
+from artfs.volume import packs
 from artfs.volume import rows as rows_module
 from artfs.volume.catalogue import Namespace
 from tests.contract.fsck_store import Made
@@ -61,3 +69,36 @@ def test_the_page_has_every_column(made: Made, table: str) -> None:
 def test_the_page_has_every_field_of_a_namespace() -> None:
     told = [cells[0] for cells in _tables("record") if len(cells) == 3 and cells[1] not in ("TEXT", "`state`")]
     assert [name for name in told if not name.startswith("`")] == [field.name for field in fields(Namespace)]
+
+
+@pytest.mark.parametrize(
+    ("heading", "document"), [("Pins", Pin), ("Uploads", Record), ("The marker", Marker)], ids=str
+)
+def test_the_page_has_every_field_of_a_document(heading: str, document: Any) -> None:
+    assert {cells[0] for cells in _tables(heading)} == {field.name for field in fields(document)}
+
+
+@pytest.mark.parametrize(
+    ("heading", "name", "structure"),
+    [
+        ("Compressed and encrypted objects", "HEADER", frames.HEADER),
+        ("Compressed and encrypted objects", "ENTRY", frames.ENTRY),
+        ("Compressed and encrypted objects", "BOUND", frames.BOUND),
+        ("Copies of the metadata", "TRAILER", packs.TRAILER),
+    ],
+)
+def test_the_page_has_the_structures_of_what_providers_keep(heading: str, name: str, structure: Struct) -> None:
+    [told] = [cells for cells in _tables(heading) if cells[0] == f"`{name}`"]
+    assert (told[1].strip("`"), int(told[2])) == (structure.format, structure.size)
+
+
+@pytest.mark.parametrize("table", ["object", "piece", "loose"])
+def test_the_page_has_every_column_of_the_sqlite_provider(tmp_path: Path, table: str) -> None:
+    path = tmp_path / "objects.db"
+    trio.run(SqliteProvider(path).put, "a", b"bytes")
+    db = apsw.Connection(str(path))
+    try:
+        columns = db.execute("SELECT name, type, pk > 0 FROM pragma_table_info(?)", (table,)).fetchall()
+    finally:
+        db.close()
+    assert [(name.strip("*"), type, int(name.startswith("**"))) for name, type, *_ in _tables(table)] == columns
