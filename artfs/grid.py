@@ -10,6 +10,8 @@ Words: a *scope directory* is the one component `sess-…`, `user-…` or `share
 user's id, a session's **key**, or None for `shared`.  A session's key is its id without `sess-`: `x` and
 `sess-x` are one session, however it was spelled when it was made.
 
+A *grid key* is how artifacts spell their place: `canonical_prefix`, `artifact_key` and `parse` are about those.
+
 Invariants:
 1. `parse_path(str(path)) == path` for every path that was parsed;
 2. (scope, owner) and scope directories map one to one, so that no user or session id can name another's
@@ -22,11 +24,15 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from artfs.errors import InvalidError
 from artfs.types import Scope
 
-ROOT = "grid"
+if TYPE_CHECKING:  # loaded at its first use: the models need pydantic
+    from artfs.models import GridKeyComponents
+
+ROOT = _ROOT = "grid"
 SHARED = "shared"
 RESERVED = frozenset({ROOT, SHARED, "sessions", "users", ".artfs"})
 """No sandbox, session or user has one of these as its id: they are spelled in grid paths, or at a mount's
@@ -205,3 +211,122 @@ def _check_component(name: str) -> None:
         raise InvalidError(f"{name!r} is no file name: it has lone surrogates") from None
     if length > NAME_MAX:
         raise InvalidError(f"file name {name[:32]!r}… has {length} bytes, {NAME_MAX} are allowed")
+
+
+# grid keys
+class GridError(InvalidError):
+    """What was given cannot be part of a grid key, or is none."""
+
+
+def canonical_prefix(sandbox_id: str, session_id: str, use_legacy_format: bool = False) -> str:
+    """`grid/<sandbox>/sessions/<session>/`; in the legacy format `grid/<sandbox>/<session>/`, unless the id would be
+    read as a user's directory.  The id stays as it is spelled.  Errors: GridError."""
+    sandbox = _checked_id("sandbox", sandbox_id)
+    session = _checked_id("session", session_id)
+    bare = use_legacy_format and not session.startswith(_USER)
+    return f"{ROOT}/{sandbox}/{session}/" if bare else f"{ROOT}/{sandbox}/sessions/{session}/"
+
+
+def artifact_key(
+    sandbox_id: str,
+    session_id: str | None,
+    artifact_id: str,
+    scope: Scope | str = Scope.SESSION,
+    owner_id: str | None = None,
+    use_legacy_session_format: bool = False,
+) -> str:
+    """The grid key of an artifact: below `canonical_prefix` in session scope, `users/<owner_id>/` in user scope,
+    `shared/` in sandbox scope; only the first needs `session_id`.  Errors: GridError."""
+    try:
+        scope = Scope(scope)
+    except ValueError:
+        raise GridError(f"Invalid scope: {scope!r}: it must be one of {', '.join(Scope)}") from None
+    check_artifact_id(artifact_id)
+    if scope is Scope.SESSION:
+        # An empty or missing id is refused there.
+        return canonical_prefix(sandbox_id, session_id, use_legacy_session_format) + artifact_id  # type: ignore[arg-type]
+    sandbox = _checked_id("sandbox", sandbox_id)
+    if scope is Scope.SANDBOX:
+        return f"{ROOT}/{sandbox}/{SHARED}/{artifact_id}"
+    if not owner_id:
+        raise GridError("owner_id (the user's id) required for user scope")
+    return f"{ROOT}/{sandbox}/users/{_checked_id('user', owner_id)}/{artifact_id}"
+
+
+def parse(key: str) -> GridKeyComponents | None:
+    """A grid key taken apart, in any spelling of its scope; None for whatever is no whole key of an artifact.
+
+    `session_id` is as it is spelled, the user's id in user scope, `shared` in sandbox scope.  Raises nothing.
+    """
+    from artfs.models import GridKeyComponents
+
+    if not isinstance(key, str) or not key.startswith(f"{ROOT}/"):
+        return None
+    parts = key.split("/")
+    try:
+        path = parse_path(key)
+    except InvalidError:
+        return None
+    if path.namespace is None or path.sandbox is None or path.scope is None:
+        return None
+    long = parts[2] in _LONG
+    if any(part in ("", ".") for part in parts[: 5 if long else 4]):
+        return None
+    owner = parts[3] if long else parts[2]
+    if path.scope is not Scope.SESSION:
+        owner = path.owner or SHARED
+    return GridKeyComponents(
+        sandbox_id=path.sandbox,
+        session_id=owner,
+        artifact_id=path.namespace,
+        subpath=path.path or None,
+        scope=path.scope,
+    )
+
+
+def is_valid_grid_key(key: str) -> bool:
+    return parse(key) is not None
+
+
+def validate_grid_key(key: str) -> GridKeyComponents:
+    """Errors: GridError where `parse` gives None."""
+    found = parse(key)
+    if found is None:
+        raise GridError(
+            f"Invalid grid key: {key!r}: it is grid/<sandbox>/<scope>/<artifact>, where the scope is a session's id, "
+            "sessions/<id>, users/<id> or shared"
+        )
+    return found
+
+
+def check_artifact_id(id: str) -> str:
+    """`id` itself, if an artifact may have it, which is a namespace's name.  Errors: GridError."""
+    _validate_component(id, "artifact_id")
+    try:
+        return check_namespace_name(id)
+    except InvalidError as error:
+        raise GridError(f"artifact_id: {error}") from None
+
+
+def _checked_id(kind: str, id: str) -> str:
+    _validate_component(id, f"{kind}_id")
+    try:
+        if kind == "session":
+            session_key(id)
+        else:
+            check_id(kind, id)
+    except InvalidError as error:
+        raise GridError(str(error)) from None
+    return id
+
+
+def _validate_component(component: str, name: str) -> None:
+    """Errors: GridError if `component` cannot stand between two slashes."""
+    if not isinstance(component, str):
+        raise GridError(f"{name} must be a string, not {type(component).__name__}")
+    if not component:
+        raise GridError(f"{name} cannot be empty")
+    if "/" in component:
+        raise GridError(f"{name} cannot contain '/' characters: {component!r}")
+    if component in (".", "..") or "\0" in component:
+        raise GridError(f"{name} cannot be {component!r}")

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from artfs import sessions as rules
 from artfs.errors import BusyError
 from artfs.grid import session_key
-from artfs.sessions import Clock, Session, Status
+from artfs.sessions import rules
+from artfs.sessions.rules import Clock, Session, Status
 
 
 class MemorySessions:

@@ -32,10 +32,10 @@ from typing import Any
 
 import apsw
 
-from artfs import sessions as rules
 from artfs.errors import BusyError, DamagedError, NoSpaceError, NotFoundError, UnavailableError
 from artfs.grid import session_key
-from artfs.sessions import Clock, Session, Status
+from artfs.sessions import rules
+from artfs.sessions.rules import Clock, Session, Status
 
 TABLE = """
 CREATE TABLE IF NOT EXISTS session (

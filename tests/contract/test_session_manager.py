@@ -219,7 +219,13 @@ async def test_updates_merge_key_by_key(make: Make) -> None:
     id = await manager.allocate_session(custom_metadata={"a": {"x": 1}, "b": 2})
     assert await manager.update_session_metadata(id, {"a": {"y": []}, "c": "é"}) is True
     assert await manager.update_session_metadata(id, {}) is True
-    assert (await infos(manager, id))["custom_metadata"] == {"a": {"y": []}, "b": 2, "c": "é"}
+    before = await infos(manager, id)
+    assert before["custom_metadata"] == {"a": {"y": []}, "b": 2, "c": "é"}
+    fields = {"user_id": "eve", "sandbox_id": "api", "expires_at": "2999-01-01T00:00:00Z", "status": "odd"}
+    assert await manager.update_session_metadata(id, fields)
+    after = await infos(manager, id)
+    assert after.pop("custom_metadata") == {**before.pop("custom_metadata"), **fields}
+    assert after == before
 
 
 @over_providers
@@ -467,6 +473,32 @@ def test_processes_agree(
         await unknown(manager, id)
 
     anyio.run(main, backend=backend)
+
+
+FORK = """
+import anyio, os, sys
+from artfs.sessions import SessionManager
+manager = SessionManager("web")
+id = anyio.run(manager.allocate_session, backend=sys.argv[1])
+child = os.fork()
+if not child:
+    known = [anyio.run(manager.validate_session, id, backend=sys.argv[1]) for _ in range(2)]
+    gone = anyio.run(manager.delete_session, id, backend=sys.argv[1])
+    os._exit(0 if known == [True, True] and gone else 1)
+print(os.waitpid(child, 0)[1], anyio.run(manager.validate_session, id, backend=sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("kind", "shared"), [("memory", False), ("sqlite", True), ("redis", True)])
+def test_a_fork_goes_on(kind: str, shared: bool, backend: str, server: Server, tmp_path: Path) -> None:
+    """With a copy of what was in memory, with the same elsewhere."""
+    own = {"SESSION_PROVIDER": kind, "SESSION_REDIS_URL": server.url, "SESSION_SQLITE_PATH": str(tmp_path / "s.db")}
+    command = [sys.executable, "-W", "error::ResourceWarning", "-c", FORK, backend]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **own}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.stdout.strip(), done.stderr) == (f"0 {not shared}", "")
 
 
 @everywhere

@@ -1,0 +1,1 @@
+"""Session providers: each module has `factory()`, which returns what `artfs.sessions.provider` calls a factory."""
