@@ -18,11 +18,12 @@ is closed once no reader that was told its number can still be using it (`reader
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from threading import Lock
+from shutil import copyfile
 from time import time_ns
 
 from xxhash import xxh3_128_digest
@@ -30,47 +31,38 @@ from xxhash import xxh3_128_digest
 from artfs.blocks import Chunk
 from artfs.errors import DamagedError
 from artfs.objects import OBJECT_LIMIT, object_number
+from artfs.objects.growing import GrowingObjects
 
 DESCRIPTORS = 512
 VECTOR = 512
 
 
-class LocalObjects:
-    """`prefixes`: serial → path below `root`, for every namespace that ever had objects here; `backed`: those of them
-    whose objects a provider keeps; `unbounded`: whose objects may have any size (BLOBs).  `waiting`: bytes of objects
-    of `backed` ones that no provider has yet.  `copies`: object → the number of its present copy, if not 1; `used`:
+class LocalObjects(GrowingObjects):
+    """`prefixes`: serial → path below `root`, for every namespace that ever had objects here; `unbounded`: serials
+    whose objects may have any size (BLOBs).  `copies`: object → the number of its present copy, if not 1; `used`:
     objects that were read of late.
 
     `unsynced`: descriptors (of objects, and of directories that got one) that hold more than the disk, of what the
     journal names, each with the number of the write that was the last to end; `sealing`: the same of what only a commit
-    will name.  `logged` is how far the journal goes, `settled` up to where the engine has it: a replay must find here
-    what the journal names."""
+    will name."""
 
     def __init__(self, root: Path | None) -> None:
+        super().__init__()
         self.root = root
         self.cache = root.parent / "cache" if root is not None else None
-        self.backed: set[int] = set()
         self.unbounded: set[int] = set()
-        self.waiting = 0
         self.copies: dict[int, int] = {}
         self.used: dict[int, None] = {}
-        self.logged: Callable[[], int] = lambda: 0
-        self.settled: Callable[[], int] = lambda: 0
-        self._closed: dict[int, int] = {}
-        self._until: dict[int, int] = {}
-        self._born: dict[int, int] = {}
-        self._writing: dict[int, int] = {}
         self.prefixes: dict[int, str] = {}
         self.counts: dict[int, int] = {}
         self.unsynced: dict[int, int] = {}
         self.readers: Callable[[], tuple[int, int]] = lambda: (0, 0)
         self.sealing: dict[int, int] = {}
-        self._open: dict[tuple[int, bool], tuple[int, int, int]] = {}
         self._table: dict[int, int] = {}
         self._buried: list[tuple[int, int]] = []
         self._folders: dict[int, int] = {}
+        self._exact: set[int] = set()
         self._writes = 0
-        self._lock = Lock()
 
     def register(self, serial: int, prefix: str, count: int) -> None:
         """Make `prefix` the place of the namespace's objects; numbers below `count` are taken."""
@@ -167,81 +159,12 @@ class LocalObjects:
             self._born[number] = time_ns()
         return fd, number, 0
 
-    def _close(self, number: int, size: int) -> None:
-        if number >> 32 in self.backed:
-            self._closed[number] = size
-            self._until[number] = self.logged()
-            self._writing.setdefault(number, 0)
-
-    def close_objects(self, serials: Collection[int] | None = None, born_before: int | None = None) -> None:
-        """Open objects of `backed` namespaces (of `serials`) take no more chunks, if they are older than that."""
-        with self._lock:
-            for key, (_, number, at) in list(self._open.items()):
-                if key[0] not in self.backed or (serials is not None and key[0] not in serials):
-                    continue
-                if born_before is None or self._born.get(number, 0) < born_before:
-                    del self._open[key]
-                    self._close(number, at)
-
-    def close_numbers(self, numbers: Collection[int]) -> None:
-        """These take no more chunks."""
-        with self._lock:
-            for key, (_, number, at) in list(self._open.items()):
-                if number in numbers:
-                    del self._open[key]
-                    self._close(number, at)
-
-    def open_objects(self) -> dict[int, int]:
-        """Number → size of those that still take chunks."""
-        with self._lock:
-            return {number: at for _, number, at in self._open.values()}
-
-    def ready(self) -> dict[int, int]:
-        """Number → size of the closed objects that are only here, of `backed` namespaces, the oldest first.  They are
-        whole, and no replay will want them."""
-        settled = self.settled()
-        with self._lock:
-            ready = [n for n in self._closed if not self._writing.get(n) and self._until.get(n, 0) <= settled]
-            return {number: self._closed[number] for number in sorted(ready, key=lambda n: self._born.get(n, 0))}
-
-    def waiting_objects(self, serials: Collection[int] | None = None) -> dict[int, int]:
-        """Number → size of all that is only here, of `backed` namespaces (of `serials`)."""
-        with self._lock:
-            grown = {number: at for _, number, at in self._open.values()}
-            return {
-                number: self._closed.get(number, grown.get(number, 0))
-                for number in self._born
-                if serials is None or number >> 32 in serials
-            }
-
-    def waits(self, number: int) -> bool:
-        """Whether the object is only here, or still grows."""
-        return number in self._closed or number in self._born
-
-    def oldest(self) -> int | None:
-        """When the first byte came that no provider has; nanoseconds since 1970."""
-        return min(self._born.values(), default=None)
-
-    def found(self, number: int, size: int, born: int) -> None:
-        """An earlier process left the object, which no provider has."""
-        with self._lock:
-            self._closed[number] = size
-            self._born[number] = born
-            self.waiting += size
-
     def uploaded(self, number: int) -> None:
         """The provider has it: from now on its file is a copy."""
         target = self.cache_path(number)
         target.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
         os.rename(self.path(number), target)
         self._no_longer_waiting(number)
-
-    def _no_longer_waiting(self, number: int) -> None:
-        with self._lock:
-            self.waiting -= self._closed.pop(number, 0)
-            self._born.pop(number, None)
-            self._until.pop(number, None)
-            self._writing.pop(number, None)
 
     def evict(self, number: int) -> None:
         """The copy is gone; whoever reads it now may finish."""
@@ -289,9 +212,41 @@ class LocalObjects:
         """A new object of one writer's own."""
         with self._lock:
             fd, number, _ = self._create(serial, False)
+            self._exact.add(number)
             if serial in self.backed:
                 self._writing[number] = 1
         return ExactObject(self, number, fd)
+
+    def allocate(self, serial: int) -> int:
+        """The number of a new object, of which nothing is here."""
+        with self._lock:
+            number = object_number(serial, self.counts[serial])
+            self.counts[serial] += 1
+        return number
+
+    def adopt(self, number: int, source: Path | int, size: int) -> None:
+        """The object is this file (a descriptor, if there is no directory), which nobody changes any more and which is
+        on the disk; its name is when `sync` has run.  REQUIRES: `allocate`.  Errors: OSError."""
+        serial = number >> 32
+        if isinstance(source, int):
+            self._table[number] = os.dup(source)
+            return
+        path = self.path(number)
+        path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
+        folder = self._folder(serial, path.parent)
+        try:
+            os.link(source, path)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK):
+                raise
+            copyfile(source, path)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        with self._lock:
+            self._writes += 1
+            self.sealing[folder] = self._writes
+        if serial in self.backed:
+            self.found(number, size, time_ns())
 
     def sync(self) -> None:
         """fdatasync of everything appended so far.  Errors: OSError."""
@@ -358,7 +313,7 @@ class LocalObjects:
 
     def _trim(self) -> None:
         with self._lock:
-            open_now = {number for _, number, _ in self._open.values()}
+            open_now = self._exact.union(number for _, number, _ in self._open.values())
             for number in list(self._table)[: DESCRIPTORS // 4]:
                 fd = self._table[number]
                 if number not in open_now and fd not in self.unsynced and fd not in self.sealing and self.root:
@@ -445,6 +400,7 @@ class ExactObject:
         """It takes no more, and may be uploaded."""
         local = self._local
         with local._lock:
+            local._exact.discard(self.number)
             if self.number >> 32 in local.backed:
                 local._writing[self.number] = 0
                 local._close(self.number, self.size)

@@ -15,8 +15,6 @@ import json
 import logging
 import os
 from base64 import b64decode, b64encode
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from struct import Struct
 from time import time_ns
@@ -314,15 +312,3 @@ class Blobs:
         await endpoint.open(host, port)
         if not port:
             shard.catalogue.records["endpoint", "port"] = str(endpoint.port)
-
-
-@asynccontextmanager
-async def serving_urls(store: Store) -> AsyncIterator[Blobs]:
-    """The URLs of a store whose own background work does not serve them."""
-    blobs = Blobs(store)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(blobs.run)
-        try:
-            yield blobs
-        finally:
-            tasks.cancel_scope.cancel()

@@ -15,17 +15,12 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from shutil import copyfile
-from time import time_ns
 
 from anyio import to_thread
 from xxhash import xxh3_128_digest, xxh3_128_hexdigest
 
 from artfs.blocks import Chunk
 from artfs.errors import BusyError, DamagedError, FsError, InvalidError
-from artfs.objects import object_number
-from artfs.objects.local import LocalObjects
 from artfs.vfs.open import Reading
 from artfs.volume.node import Node
 from artfs.volume.tree import BLOB_DATA, Tree
@@ -263,43 +258,3 @@ async def digest_file(fd: int, size: int, block_size: int) -> list[tuple[int, by
     for offset in range(0, size, step):
         await to_thread.run_sync(work, offset)
     return digests.finish()
-
-
-def allocate(objects: LocalObjects, serial: int) -> int:
-    """The number of a new object, of which nothing is here."""
-    with objects._lock:
-        number = object_number(serial, objects.counts[serial])
-        objects.counts[serial] += 1
-    return number
-
-
-def adopt(objects: LocalObjects, number: int, source: Path | int, size: int) -> None:
-    """The object is this file (a descriptor, if there is no directory), which nobody changes any more and which is on
-    the disk; its name is when `LocalObjects.sync` has run.  REQUIRES: `allocate`.  Errors: OSError."""
-    serial = number >> 32
-    if isinstance(source, int):
-        objects._table[number] = os.dup(source)
-        return
-    path = objects.path(number)
-    path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
-    folder = objects._folder(serial, path.parent)
-    try:
-        os.link(source, path)
-    except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK):
-            raise
-        copyfile(source, path)
-        _sync(path)
-    with objects._lock:
-        objects._writes += 1
-        objects.sealing[folder] = objects._writes
-    if serial in objects.backed:
-        objects.found(number, size, time_ns())
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -22,7 +22,7 @@ from anyio import to_thread
 
 from artfs.errors import ArtfsError, BusyError, InvalidError, NotFoundError
 from artfs.objects import Info
-from artfs.store.exact import Digests, adopt, allocate, chunks_of, digest_file, fill
+from artfs.store.exact import Digests, chunks_of, digest_file, fill
 from artfs.store.spool import Part
 from artfs.store.upload_records import (
     DONE,
@@ -109,7 +109,7 @@ class Registering(Records):
                     with self.making.keep(number):
                         if part.size:
                             source = part.path if part.path is not None else fd
-                            await to_thread.run_sync(adopt, self.store.shard.objects, number, source, part.size)
+                            await to_thread.run_sync(self.store.shard.objects.adopt, number, source, part.size)
                         await self._content(record, namespace, number, digests)
             finally:
                 os.close(fd)
@@ -118,7 +118,7 @@ class Registering(Records):
 
     def _number(self, namespace: Namespace) -> int:
         """Of the object that its content will be."""
-        return allocate(self.store.shard.objects, self.store.shard.tree(namespace).serial)
+        return self.store.shard.objects.allocate(self.store.volume(namespace).tree.serial)
 
     # from a provider
     async def _come(self, provider: SigningProvider, record: Record) -> Info:
@@ -161,7 +161,7 @@ class Registering(Records):
         self, record: Record, namespace: Namespace, number: int, digests: Sequence[tuple[int, bytes]]
     ) -> None:
         with anyio.CancelScope(shield=True):
-            await fill(self.store.shard.tree(namespace), chunks_of(number, digests))
+            await fill(self.store.volume(namespace).tree, chunks_of(number, digests))
             await self.set(replace(record, state=DONE))
 
     @asynccontextmanager

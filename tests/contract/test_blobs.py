@@ -34,7 +34,7 @@ from artfs.errors import (
 from artfs.settings import create_store
 from artfs.store import blobs as blobs_module
 from artfs.store import registering
-from artfs.store.blobs import Blobs, serving_urls
+from artfs.store.blobs import Blobs
 from artfs.store.opening import memory_store, open_store
 from artfs.store.secret import KEY_FILE
 from artfs.store.store import Store
@@ -62,13 +62,13 @@ def _files(store: Store, namespace: Namespace) -> Files:
 @asynccontextmanager
 async def opened(root: Path | None) -> AsyncIterator[tuple[Store, Blobs]]:
     if root is None:
-        async with memory_store() as store, serving_urls(store) as blobs:
-            yield store, blobs
+        async with memory_store() as store:
+            yield store, store.blobs
         return
     if not root.exists():
         create_store(root)
-    async with open_store(root, "test") as store, serving_urls(store) as blobs:
-        yield store, blobs
+    async with open_store(root, "test") as store:
+        yield store, store.blobs
 
 
 def _root(kind: str, tmp_path: Path) -> Path | None:
@@ -221,7 +221,6 @@ async def test_collection_leaves_what_a_url_gives(tmp_path: Path, monkeypatch: p
     create_store(tmp_path / "store")
     (tmp_path / "store" / "config.toml").write_text("gc_grace = 0.0\n")
     async with opened(tmp_path / "store") as (store, blobs):
-        store.collector.pinned = blobs.pinned
         namespace = await _scattered(store, DATA)
         url = await blobs.presign(namespace, 60)
         number = (await blobs.exact(namespace)).number
@@ -240,7 +239,6 @@ async def test_collection_while_objects_are_made(tmp_path: Path) -> None:
     create_store(tmp_path / "store")
     (tmp_path / "store" / "config.toml").write_text("gc_grace = 0.0\n")
     async with opened(tmp_path / "store") as (store, blobs), anyio.create_task_group() as tasks:
-        store.collector.pinned = blobs.pinned
 
         async def collect() -> None:
             while True:

@@ -18,7 +18,7 @@ from artfs.objects import Capabilities, Home, Info, Provider
 from artfs.objects.framed import FramedProvider
 from artfs.objects.memory import MemoryProvider
 from artfs.settings import create_store
-from artfs.store.blobs import Blobs, serving_urls
+from artfs.store.blobs import Blobs
 from artfs.store.opening import open_store
 from artfs.store.store import Store
 from artfs.store.upload_records import OPEN, PART_MIN
@@ -107,6 +107,9 @@ class Both:
             return self._secret
         return self.signs if home.provider == "signs:" else self.plain
 
+    def key_id(self) -> str:
+        return "test"
+
     async def close(self) -> None:
         pass
 
@@ -120,8 +123,7 @@ async def opened(root: Path) -> AsyncIterator[Place]:
     async with open_store(root, "test") as store:
         both = Both(root)
         store.shard.remote.providers = both
-        async with serving_urls(store) as blobs:
-            yield store, blobs, both
+        yield store, store.blobs, both
 
 
 @pytest.fixture
@@ -350,7 +352,8 @@ async def test_else_they_go_to_the_endpoint_and_on(place: Place, home: Home) -> 
 async def test_every_other_provider_is_served_by_the_endpoint(tmp_path: Path, url: str) -> None:
     create_store(tmp_path / "store")
     (tmp_path / "store" / "config.toml").write_text(f'provider = "{url.format(tmp_path)}"\n')
-    async with open_store(tmp_path / "store", "test") as store, serving_urls(store) as blobs:
+    async with open_store(tmp_path / "store", "test") as store:
+        blobs = store.blobs
 
         async def make() -> Namespace:
             return await store.create_namespace("default", Scope.USER, "bob", "made", type=NamespaceType.BLOB)

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ import pytest
 
 from tests.crash.test_sigkill import VERIFY, start
 from tests.faults import workload
-from tests.faults.backed import HEAL_LIMIT, ROUNDS, TOP, Backed, Work
+from tests.faults.backed import HEAL_LIMIT, ROUNDS, TOP, Backed, Work, kill
 from tests.faults.messages import Kind
 from tests.faults.proxy import Fault, Proxy
 from tests.faults.workload import content
@@ -58,6 +58,7 @@ def store(tmp_path: Path) -> Iterator[Backed]:
             yield own
         finally:
             own.kill()
+        assert not own.complaints(), own.log()[-3000:]
 
 
 def fill(store: Backed) -> None:
@@ -76,21 +77,36 @@ class Reader:
     wrong: str = ""
 
     def run(self) -> None:
+        folder = os.open(self.base, os.O_PATH)  # by its path one would get to what lies below, when the mount is gone
+        try:
+            self._run(folder)
+        finally:
+            os.close(folder)
+
+    def _run(self, folder: int) -> None:
         while not self.wrong:
             for name in BALLAST:
                 try:
-                    with open(self.base / name, "rb", buffering=0) as file:
-                        data = file.read()
-                        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                    data = uncached(name, folder)
                 except OSError as error:
                     if error.errno not in workload.GONE + workload.DOCUMENTED:
                         self.wrong = str(error)
                     return
-                # Shorter: the mount died inside the call.
-                if data != content(name, (1, BALLAST_SIZE))[: len(data)]:
+                if data != content(name, (1, BALLAST_SIZE)):
                     self.wrong = f"{name}: wrong bytes"
                     return
                 self.read += 1
+
+
+def uncached(name: str, folder: int) -> bytes:
+    """Its bytes, which the kernel forgets again."""
+    fd = os.open(name, os.O_RDONLY, dir_fd=folder)
+    try:
+        data = b"".join(iter(lambda: os.read(fd, MIB), b""))
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        return data
+    finally:
+        os.close(fd)
 
 
 @contextmanager
@@ -127,16 +143,22 @@ def test_nothing_synced_is_lost_with_the_process(store: Backed, tmp_path: Path) 
     certain = read = 0
     for number in range(ROUNDS):
         record = tmp_path / f"round{number}"
-        with reading(store) as reader:
+        with ExitStack() as stack:
+            reader = stack.enter_context(reading(store))
             empty(store.path("work"))
             base = store.workspace(f"n{number}")
             work = Work(store.path("work"), record / "work", f"{number} {chance.random()}")
-            writers = {kind: start(kind, base, record, f"{number}-{chance.random()}") for kind in OTHERS}
+            stack.enter_context(work)
+            writers = {}
+            for kind in OTHERS:
+                writers[kind] = start(kind, base, record, f"{number}-{chance.random()}")
+                stack.callback(kill, writers[kind])
             time.sleep(chance.uniform(0.3, 2.0))
-        for kind, writer in writers.items():
-            _, said = writer.communicate(timeout=30)
-            assert writer.returncode == 0, f"round {number}: {kind} failed:\n{said.decode()}"
-        found = work.end()
+            store.kill()
+            for kind, writer in writers.items():
+                _, said = writer.communicate(timeout=30)
+                assert writer.returncode == 0, f"round {number}: {kind} failed:\n{said.decode()}"
+            found = work.end()
         read += reader.read
         store.fsck()
         store.start()
@@ -183,9 +205,9 @@ def test_nothing_remote_is_lost_with_the_machine(store: Backed, tmp_path: Path) 
         now.workspace("work")
         certain = 0
         for number in range(max(3, ROUNDS // 3)):
-            with reading(now):
-                empty(now.path("work"))
-                work = Work(now.path("work"), tmp_path / f"record{number}", f"{number} {chance.random()}")
+            empty(now.path("work"))
+            work = Work(now.path("work"), tmp_path / f"record{number}", f"{number} {chance.random()}")
+            with reading(now), work:
                 time.sleep(chance.uniform(0.3, 1.5))
                 if chance.random() < 0.3:
                     now.proxy.misbehave(Fault.ANSWER, probability=0.2)
@@ -195,9 +217,11 @@ def test_nothing_remote_is_lost_with_the_machine(store: Backed, tmp_path: Path) 
                         break
                 now.proxy.heal()
                 time.sleep(chance.uniform(0, 1))
-            found = work.end()
+                now.kill()
+                found = work.end()
             states = workload.known(work.record, before).states
             assert sum(v[0] != workload.NONE for v in states.values()), f"round {number}: nothing was synced"
+            assert not now.complaints(), now.log()[-3000:]
             last = now
             now = recover_in_bits(now, tmp_path / f"machine{number}", chance, number % 3)
             shutil.rmtree(last.root)

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from artfs.settings import create_store
-from artfs.store.blobs import serving_urls
 from artfs.store.opening import open_store
 from artfs.store.upload_records import REGISTERING
 from artfs.vfs import Files
@@ -52,9 +51,9 @@ async def test_what_is_registered_is_whole(tmp_path: Path) -> None:
 
 
 async def _look(root: Path, done: set[int]) -> None:
-    async with open_store(root, "test") as store, serving_urls(store) as blobs:
-        await blobs.uploads.wait_recovered()
-        assert REGISTERING not in {record.state for record in blobs.uploads.records.values()}
+    async with open_store(root, "test") as store:
+        await store.blobs.uploads.wait_recovered()
+        assert REGISTERING not in {record.state for record in store.blobs.uploads.records.values()}
         found = {int(name[1:]): ns for name, ns in store.catalogue.entries("default", "user-bob").items()}
         assert done <= found.keys()
         for number, namespace in found.items():

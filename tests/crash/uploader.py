@@ -11,7 +11,7 @@ from random import Random
 
 import anyio
 
-from artfs.store.blobs import Blobs, serving_urls
+from artfs.store.blobs import Blobs
 from artfs.store.opening import open_store
 from artfs.store.store import Store
 from artfs.types import NamespaceType, Scope
@@ -57,10 +57,10 @@ async def make(store: Store, blobs: Blobs, number: int) -> None:
 
 
 async def main(root: Path, number: int) -> None:
-    async with open_store(root, "test") as store, serving_urls(store) as blobs:
+    async with open_store(root, "test") as store:
         print("begun", flush=True)
         while True:
-            await make(store, blobs, number)
+            await make(store, store.blobs, number)
             print(number, flush=True)
             number += 1
 
