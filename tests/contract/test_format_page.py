@@ -71,9 +71,7 @@ def test_the_page_has_every_field_of_a_namespace() -> None:
     assert [name for name in told if not name.startswith("`")] == [field.name for field in fields(Namespace)]
 
 
-@pytest.mark.parametrize(
-    ("heading", "document"), [("Pins", Pin), ("Uploads", Record), ("The marker", Marker)], ids=str
-)
+@pytest.mark.parametrize(("heading", "document"), [("Pins", Pin), ("Uploads", Record), ("The marker", Marker)], ids=str)
 def test_the_page_has_every_field_of_a_document(heading: str, document: Any) -> None:
     assert {cells[0] for cells in _tables(heading)} == {field.name for field in fields(document)}
 

@@ -348,6 +348,9 @@ class OneProvider:
     def get(self, home: Home) -> Provider:
         return self.provider
 
+    def key_id(self) -> str:
+        return ""
+
     async def close(self) -> None: ...
 
 
