@@ -139,14 +139,14 @@ def moto_serving(directory: Path) -> Iterator[Server]:
 
 
 @contextmanager
-def rclone_serving(directory: Path) -> Iterator[Server]:
+def rclone_serving(directory: Path, *options: str) -> Iterator[Server]:
     place = directory / "rclone"
     (place / BUCKET).mkdir(parents=True)
     keys = f"{_OURS['AWS_ACCESS_KEY_ID']},{_OURS['AWS_SECRET_ACCESS_KEY']}"
     command = [_program("rclone"), "serve", "s3", "--addr", "127.0.0.1:0", "--auth-key", keys]
-    # It keeps no directories in memory, so that it sees what tests do to the files.
-    command += ["--config", os.devnull, "--dir-cache-time", "0s", str(place)]
-    with _started(command, r"\[(http://127\.0\.0\.1:\d+)/\]", directory / "rclone.log", {}) as endpoint:
+    # It sees what tests do to the files a second later.  With 0s it hangs when it makes directories in directories.
+    command += ["--config", os.devnull, "--dir-cache-time", "1s", *options, str(place)]
+    with _started(command, r"\[(https?://127\.0\.0\.1:\d+)/\]", directory / "rclone.log", {}) as endpoint:
         yield Server("rclone", endpoint, {**_OURS, "AWS_REGION": REGION}, directory=place)
 
 
@@ -186,11 +186,22 @@ class Running:
         return self.found[kind]
 
 
+_running: list[Running] = []
+
+
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """One for the run, also where several modules import this fixture."""
+    if _running:
+        yield _running[0]
+        return
     running = Running(tmp_path_factory)
-    with running.stack:
+    _running.append(running)
+    try:
         yield running
+    finally:
+        _running.clear()
+        running.stack.close()
 
 
 def let_in(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:

@@ -178,12 +178,14 @@ class S3Provider:
             if status_of(error) == 416:
                 raise self._short(name, end) from error
             raise
-        async with answer["Body"] as body:
-            status, range_ = answer["ResponseMetadata"]["HTTPStatusCode"], answer.get("ContentRange", "")
-            if answer.get("ContentLength", length) < length and range_.startswith(f"bytes {offset}-"):
+        body = answer["Body"]
+        async with body:
+            # Some servers say 200, but mean 206.
+            range_, size = answer.get("ContentRange", ""), answer.get("ContentLength", length)
+            if size < length and (not range_ or range_.startswith(f"bytes {offset}-")):
                 raise self._short(name, end)
-            whole = status == 200 and offset == 0 and answer.get("ContentLength") == length
-            if not whole and (status != 206 or not range_.startswith(f"bytes {offset}-{end - 1}/")):
+            asked = range_.startswith(f"bytes {offset}-{end - 1}/") if range_ else offset == 0
+            if size > length or not asked:
                 raise UnavailableError(f"object {name}, {self._calls.where}: the answer is not the range asked for")
             pieces, left = [], length
             while left >= 0 and (piece := await body.read(PIECE)):

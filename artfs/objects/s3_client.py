@@ -152,7 +152,7 @@ async def _made(endpoint: Endpoint) -> Client:
         api = await stack.enter_async_context(made)
     except ValueError as error:  # what botocore says of an endpoint that is no URL
         raise InvalidError(f"endpoint_url: {place.endpoint_url}: {error}; correct the provider's URL") from error
-    api.meta.events.register_last("before-call.s3.*", _without_asking)
+    api.meta.events.register_last("before-call.s3", _without_asking)
     api.meta.events.register_last("before-call.s3.DeleteObjects", _with_md5)
     return Client(api, anyio.Semaphore(endpoint.uploads), stack)
 
