@@ -1,0 +1,1 @@
+"""The store before a provider that fails: a misbehaving proxy, counted requests, outages, kills."""
