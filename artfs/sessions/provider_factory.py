@@ -17,6 +17,14 @@ from artfs.exceptions import ProviderError
 from artfs.sessions.provider import Provider, ProviderFactory
 
 
+class NoSuchProviderError(ProviderError, ModuleNotFoundError):
+    """SESSION_PROVIDER names nothing."""
+
+
+class NoFactoryError(ProviderError, AttributeError):
+    """SESSION_PROVIDER names a module that makes no providers."""
+
+
 class ProviderType(StrEnum):
     """Ours, by the module that has it."""
 
@@ -34,6 +42,11 @@ _NAMES = {
     "redis_store": ProviderType.REDIS,
 }
 _PROVIDERS = "artfs.sessions.providers"
+
+
+def names_memory() -> bool:
+    """Whether SESSION_PROVIDER, or nothing, says that sessions live in this process."""
+    return _NAMES.get((os.environ.get("SESSION_PROVIDER") or "memory").strip().lower()) is ProviderType.MEMORY
 
 
 def factory_for_env(name: str | None = None) -> ProviderFactory:
@@ -54,10 +67,10 @@ def _custom(name: str) -> ProviderFactory:
     try:
         module: Any = import_module(name)
     except (ImportError, ValueError, TypeError) as error:  # also of what the module itself imports
-        raise ProviderError(f"SESSION_PROVIDER: {name!r} is none of {known}, nor a module ({error})") from error
+        raise NoSuchProviderError(f"SESSION_PROVIDER: {name!r} is none of {known}, nor a module ({error})") from error
     factory = getattr(module, "factory", None)
     if not callable(factory):
-        raise ProviderError(f"SESSION_PROVIDER: the module {name!r} has no factory(), and is none of {known}")
+        raise NoFactoryError(f"SESSION_PROVIDER: the module {name!r} has no factory(), and is none of {known}")
     found: ProviderFactory = factory()
     return found
 

@@ -15,6 +15,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping
+from secrets import token_hex
 from typing import Any, TypeVar
 
 from artfs import grid
@@ -25,10 +26,10 @@ from artfs.sessions.metadata import SessionMetadata as SessionMetadata
 from artfs.sessions.metadata import SessionStatus as SessionStatus
 from artfs.sessions.metadata import info
 from artfs.sessions.provider import ProviderFactory
-from artfs.sessions.provider_factory import factory_for_env
+from artfs.sessions.provider_factory import factory_for_env, names_memory
 from artfs.sessions.records import ProviderSessions, Sessions
 from artfs.sessions.rules import Clock, Session, later
-from artfs.types import DEFAULT_SESSION_TTL_HOURS
+from artfs.types import DEFAULT_SANDBOX_PREFIX, DEFAULT_SESSION_TTL_HOURS
 
 HOUR = 3600
 REMEMBERED_IDS = 10_000
@@ -59,12 +60,14 @@ class SessionManager:
     ) -> None:
         if session_factory is not None and sessions is not None:
             raise InvalidError("give session_factory or sessions, not both")
-        self.sandbox_id = default_sandbox() if sandbox_id is None else _text("sandbox_id", sandbox_id)
+        alone = session_factory is None and sessions is None and names_memory()
+        self.sandbox_id = default_sandbox(alone) if sandbox_id is None else _text("sandbox_id", sandbox_id)
         check_id("sandbox", self.sandbox_id)
         self.default_ttl_hours = default_ttl_hours
         self._now = now
         self._seconds(default_ttl_hours)
-        self._sessions = sessions or ProviderSessions(session_factory or factory_for_env(), now=now)
+        self.session_factory = session_factory or (factory_for_env() if sessions is None else None)
+        self._sessions = sessions or ProviderSessions(self.session_factory, now=now)
         self._prefixes: dict[str, str] = {}
         self._expiries: dict[str, int] = {}
         self._hits = self._misses = 0
@@ -250,9 +253,12 @@ class SessionManager:
         return prefix
 
 
-def default_sandbox() -> str:
-    """Of those who name none."""
-    return next(filter(None, map(os.environ.get, SANDBOX_VARIABLES)), DEFAULT_SANDBOX)
+def default_sandbox(alone: bool = False) -> str:
+    """Of those who name none.  What lives in the memory of this process alone has a sandbox of its own."""
+    named = next(filter(None, map(os.environ.get, SANDBOX_VARIABLES)), None)
+    if named is not None:
+        return named
+    return f"{DEFAULT_SANDBOX_PREFIX}-{token_hex(4)}" if alone else DEFAULT_SANDBOX
 
 
 def _bounded(remembered: dict[str, T]) -> dict[str, T]:

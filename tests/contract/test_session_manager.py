@@ -603,7 +603,11 @@ def test_grid_paths() -> None:
 def test_the_sandbox_of_who_names_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ARTIFACT_SANDBOX_ID", raising=False)
     monkeypatch.delenv("CHUK_SANDBOX_ID", raising=False)
+    monkeypatch.setenv("SESSION_PROVIDER", "sqlite")
     assert SessionManager().sandbox_id == "default"
+    monkeypatch.setenv("SESSION_PROVIDER", "memory")
+    first, second = SessionManager().sandbox_id, SessionManager().sandbox_id
+    assert re.fullmatch(r"sandbox-[0-9a-f]{8}", first) and first != second
     monkeypatch.setenv("CHUK_SANDBOX_ID", "second")
     assert SessionManager().sandbox_id == "second"
     monkeypatch.setenv("ARTIFACT_SANDBOX_ID", "first")
