@@ -28,6 +28,8 @@ BACKOFF = 0.5, 60.0
 """Seconds between attempts of an upload that fails: at first, at most."""
 TICK = 1.0
 """Seconds between looks at what has become old enough to be uploaded, at most."""
+LOOK = 0.05
+"""Seconds between looks of a caller at uploads that have not begun."""
 NS = 10**9
 Progress = Callable[[int, int], None]
 """Is told (done, total) bytes, or files."""
@@ -183,6 +185,7 @@ class Uploads(Cache):
         for serial in {number >> 32 for number in wanted}:
             self._backoff(serial).until = 0.0
         total = sum(wanted.values())
+        self.kick()
         while True:
             wanted = {number: size for number, size in wanted.items() if self.local.waits(number)}
             if progress is not None:
@@ -193,22 +196,21 @@ class Uploads(Cache):
                 attempt, error = self._failures.get(number, (0, None))
                 if attempt > first and error is not None:
                     raise _told(error, len(wanted)) from error
-            self.kick()
             busy = [self._uploading[number] for number in wanted if number in self._uploading]
             with anyio.move_on_after(TICK):
                 if busy:
                     await busy[0].wait()
-                else:
-                    await anyio.sleep(0.002)
+                else:  # they wait for a commit, or for the uploads of others
+                    await anyio.sleep(LOOK)
+                    self.kick()
 
     def look_at_room(self) -> None:
         """Set `crowded`, if that has changed."""
         crowded = self.local.waiting >= self._limit()
-        if crowded:
-            self.kick()
         if crowded != self.crowded:
             self.crowded = crowded
             if crowded:
+                self.kick()
                 log.warning("%d bytes wait for upload; writers wait, too", self.local.waiting)
             self.on_crowded(crowded)
             if not crowded:
