@@ -85,6 +85,7 @@ async def work(root: Path, seed: int, count: int, name: str) -> None:
     chance = random.Random(seed)
     async with open_store(root, "test") as store:
         namespace = await store.create_namespace("box", Scope.SANDBOX, None, name, mode=0o755)
+        await store.shard.sync()  # what was acknowledged so far is promised from here on
         space = Space(store.volume(namespace), Reference(0o755, os.getuid(), os.getgid()))
 
         def mark(durable: bool, number: int) -> None:
