@@ -34,8 +34,13 @@ lint: dev
 check: lint
 	$(PYTHON_IN_VENV) -m pytest -q tests/unit $(ARGS)
 
+# Pure suites run side by side; what mounts, kills or measures has the machine for itself.
+PURE := unit contract model seeds
+MACHINE := cli crash faults fuse posix programs
+
 test: lint
-	$(PYTHON_IN_VENV) -m pytest -q tests $(ARGS)
+	PYTHONHASHSEED=0 $(PYTHON_IN_VENV) -m pytest -q -n auto --dist worksteal $(PURE:%=tests/%) $(ARGS)
+	$(PYTHON_IN_VENV) -m pytest -q $(MACHINE:%=tests/%) $(ARGS)
 
 bench: dev
 	$(PYTHON_IN_VENV) -m tests.bench $(ARGS)

@@ -18,6 +18,14 @@ _HOMES = {
         AccessContext ArtifactEnvelope ArtifactMetadata BatchStoreItem GridKeyComponents MultipartUploadCompleteRequest
         MultipartUploadInitRequest MultipartUploadPart StreamDownloadRequest StreamUploadRequest
     """,
+    "artfs.store": "ArtifactStore",
+    "artfs.store.operations.admin": "AdminOperations",
+    "artfs.store.operations.batch": "BatchOperations",
+    "artfs.store.operations.core": "CoreStorageOperations",
+    "artfs.store.operations.metadata": "MetadataOperations",
+    "artfs.store.operations.namespaces": "NamespaceOperations",
+    "artfs.store.operations.presigned": "PresignedURLOperations",
+    "artfs.store.virtual_fs": "AsyncVirtualFileSystem",
     "artfs.types": """
         ArtifactID BatchStoreResponse CheckpointInfo DEFAULT_BUCKET DEFAULT_PRESIGN_EXPIRES DEFAULT_SANDBOX_PREFIX
         DEFAULT_SESSION_TTL_HOURS DEFAULT_TTL MultipartUploadInitResponse NamespaceID NamespaceInfo NamespaceType

@@ -23,6 +23,14 @@ from artfs.models import (
     StreamDownloadRequest,
     StreamUploadRequest,
 )
+from artfs.store import ArtifactStore
+from artfs.store.operations.admin import AdminOperations
+from artfs.store.operations.batch import BatchOperations
+from artfs.store.operations.core import CoreStorageOperations
+from artfs.store.operations.metadata import MetadataOperations
+from artfs.store.operations.namespaces import NamespaceOperations
+from artfs.store.operations.presigned import PresignedURLOperations
+from artfs.store.virtual_fs import AsyncVirtualFileSystem
 from artfs.types import (
     DEFAULT_BUCKET,
     DEFAULT_PRESIGN_EXPIRES,
@@ -67,25 +75,33 @@ __all__ = [
     "DEFAULT_TTL",
     "AccessContext",
     "AccessDeniedError",
+    "AdminOperations",
     "ArtifactCorruptedError",
     "ArtifactEnvelope",
     "ArtifactExpiredError",
     "ArtifactID",
     "ArtifactMetadata",
     "ArtifactNotFoundError",
+    "ArtifactStore",
     "ArtifactStoreError",
+    "AsyncVirtualFileSystem",
+    "BatchOperations",
     "BatchStoreItem",
     "BatchStoreResponse",
     "CheckpointInfo",
+    "CoreStorageOperations",
     "GridKeyComponents",
+    "MetadataOperations",
     "MultipartUploadCompleteRequest",
     "MultipartUploadInitRequest",
     "MultipartUploadInitResponse",
     "MultipartUploadPart",
     "NamespaceID",
     "NamespaceInfo",
+    "NamespaceOperations",
     "NamespaceType",
     "OperationStatus",
+    "PresignedURLOperations",
     "PresignedUploadResponse",
     "ProviderError",
     "ProviderStatus",

@@ -24,6 +24,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from artfs.errors import InvalidError
@@ -38,6 +39,8 @@ RESERVED = frozenset({ROOT, SHARED, "sessions", "users", ".artfs"})
 """No sandbox, session or user has one of these as its id: they are spelled in grid paths, or at a mount's
 root."""
 
+REMEMBERED = 4096
+"""Answers of pure functions that are kept."""
 NAME_MAX = 255
 """Bytes of a name."""
 
@@ -111,6 +114,7 @@ def _take_scope(parts: list[str]) -> tuple[Scope, str | None]:
     return Scope.SESSION, session_key(first)
 
 
+@lru_cache(REMEMBERED)
 def scope_dir(scope: Scope, owner: str | None) -> str:
     """The scope's directory, whatever the spelling of `owner`.  Errors: InvalidError."""
     key = owner_key(scope, owner)
@@ -147,6 +151,7 @@ def owner_key(scope: Scope, owner: str | None) -> str | None:
     return session_key(owner) if scope is Scope.SESSION else check_id("user", owner)
 
 
+@lru_cache(REMEMBERED)
 def session_key(id: str) -> str:
     """What names the session however its id is spelled: `sess-x` and `x` give `x`.  Errors: InvalidError."""
     key = id

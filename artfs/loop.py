@@ -1,9 +1,9 @@
 """The loop that an API process's stores run on: a thread of its own, and the way in from any other thread or loop.
 
-Stores belong to this loop: commits, uploads, sockets and whatever waits run there, so that a caller whose loop is blocked
-blocks nobody.  What does not wait needs no hop: a plain function of a store may be called from any thread with
-`Loop.now`, under a lock that the loop itself holds while one of its tasks runs a step.  So such a call is atomic for the
-loop's tasks, as they are for each other, and costs what the function costs.
+Stores belong to this loop: commits, uploads, sockets and whatever waits run there, so that a caller whose loop is
+blocked blocks nobody.  What does not wait needs no hop: a plain function of a store may be called from any thread with
+`Loop.now`, under a lock that the loop itself holds while one of its tasks runs a step.  So such a call is atomic for
+the loop's tasks, as they are for each other, and costs what the function costs.
 
 A function that is called by `now` must not touch the loop (no events, no tasks): it raises `MustWait` where it would
 have to wait, and is run again by the loop.
@@ -40,11 +40,15 @@ class _Lock(trio.abc.Instrument):
 
 
 class Loop:
-    """One for a process, started by its first use.  After a fork the child has none: its calls raise RuntimeError."""
+    """One for a process, started by its first use.  A forked child begins with none."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the loop: in a child, where its thread is not."""
         self.lock = threading.Lock()
-        self._pid = 0
+        self._thread = 0
         self._token: trio.lowlevel.TrioToken | None = None
         self._tasks: trio.Nursery | None = None
         self._starting = threading.Lock()
@@ -52,8 +56,6 @@ class Loop:
     # without waiting
     def now(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a plain function of a store here and now.  Errors: MustWait, and what it raises."""
-        if os.getpid() != self._pid:
-            self._start()
         with self.lock:
             return function(*args, **kwargs)
 
@@ -73,6 +75,21 @@ class Loop:
                 self._token.run_sync_soon(scope.cancel)
 
         return await _wait(done, cancel)
+
+    def block(self, function: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
+        """Run `function` on the loop while this thread, which is another, waits."""
+        self._start()
+        if threading.get_ident() == self._thread:
+            raise RuntimeError("the stores' loop cannot wait for itself")
+        scope = trio.CancelScope()
+        done: Future[T] = Future()
+        assert self._token is not None
+        self._token.run_sync_soon(self._begin, function, args, kwargs, scope, done)
+        try:
+            return done.result()
+        except KeyboardInterrupt:
+            self._token.run_sync_soon(scope.cancel)
+            raise
 
     def _begin(
         self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], scope: trio.CancelScope, done: Future[Any]
@@ -94,18 +111,17 @@ class Loop:
 
     # the thread
     def _start(self) -> None:
-        pid = os.getpid()
-        if self._pid == pid:
+        if self._thread:
             return
         with self._starting:
-            if self._pid == pid:
+            if self._thread:
                 return
-            if self._pid:
-                raise RuntimeError("stores do not outlive a fork: open them in the child")
             ready = threading.Event()
-            threading.Thread(target=self._serve, args=(ready,), name="artfs-loop", daemon=True).start()
+            thread = threading.Thread(target=self._serve, args=(ready,), name="artfs-loop", daemon=True)
+            thread.start()
             ready.wait()
-            self._pid = pid
+            assert thread.ident is not None
+            self._thread = thread.ident
 
     def _serve(self, ready: threading.Event) -> None:
         trio.run(self._main, ready, instruments=[_Lock(self.lock)])
@@ -134,18 +150,19 @@ async def _wait(done: Future[T], cancel: Callable[[], None]) -> T:
     if sniffio.current_async_library() == "trio":
         return await _wait_on_trio(done, cancel)
     job = asyncio.wrap_future(done)
-    cancelled = False
+    cancelled: asyncio.CancelledError | None = None
     while True:
         try:
             result = await asyncio.shield(job)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
+            # The first one says whose cancellation it is.
+            cancelled = cancelled or error
             if job.cancelled():
-                raise
-            cancelled = True
+                raise cancelled from None
             cancel()
             continue
-        if cancelled:
-            raise asyncio.CancelledError
+        if cancelled is not None:
+            raise cancelled
         return result
 
 
@@ -172,3 +189,4 @@ async def _wait_on_trio(done: Future[T], cancel: Callable[[], None]) -> T:
 
 
 LOOP = Loop()
+os.register_at_fork(after_in_child=LOOP.reset)

@@ -16,8 +16,7 @@ from artfs.errors import ArtfsError, BusyError
 from artfs.fuse.mount import Mount, Options
 from artfs.grid import parse_path
 from artfs.settings import parse_principal
-from artfs.store.opening import open_store
-from artfs.store.service import serving
+from artfs.store.service import own_store, serving
 from artfs.store.store import Store
 from artfs.types import ADMIN, Principal
 
@@ -39,7 +38,7 @@ async def _serve(plan: Plan, ready: Callable[[], None]) -> None:
         log.info("%s shows %s of %s", plan.point, plan.part, plan.root)
         ready()
 
-    async with open_store(plan.root, role) as store:
+    async with own_store(plan.root, role) as store:
         if store.recovered:
             log.info("recovered %d records of the journal", store.recovered)
         options = Options(

@@ -125,6 +125,8 @@ class Cache:
             await self._fetch(number, piece)
         except (ArtfsError, OSError) as error:
             log.debug("not fetched ahead: %s", error)
+        except Exception:  # nobody waits for it
+            log.exception("object %s is not fetched ahead", self.name(number))
 
     def _pieces(self, chunk: Chunk) -> range:
         size = self.settings.piece_size
@@ -225,12 +227,12 @@ class Cache:
             if number in self._copies:
                 self._copies[number] = self._copies.pop(number)
         local.used.clear()
-        busy = {number for number, _ in self._flights} | {keep}
         for number in list(self._copies):
+            busy = number == keep or any(number == other for other, _ in self._flights)
             short = need or self._free() < reserve
             if not short and self._size + local.waiting <= goal:
                 break
-            if number not in busy:
+            if number in self._copies and not busy:  # another may have been at it meanwhile
                 need = max(need - self._copies[number], 0)
                 self._evict(number)
                 await anyio.lowlevel.checkpoint()

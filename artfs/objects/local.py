@@ -64,15 +64,19 @@ class LocalObjects(GrowingObjects):
         self._exact: set[int] = set()
         self._writes = 0
 
-    def register(self, serial: int, prefix: str, count: int) -> None:
-        """Make `prefix` the place of the namespace's objects; numbers below `count` are taken."""
+    def register(self, serial: int, prefix: str, count: int, fresh: bool = False) -> None:
+        """Make `prefix` the place of the namespace's objects; numbers below `count` are taken.  `fresh`: there is none
+        yet."""
         self.prefixes[serial] = prefix
+        if fresh or serial in self.counts:  # what is there is counted
+            self.counts[serial] = max(count, self.counts.get(serial, 0))
+            return
         for top in (self.root, self.cache):
             directory = top / prefix if top is not None else None
             if directory is not None and directory.is_dir():
                 for entry in os.scandir(directory):
                     count = max(count, int(entry.name, 16) + 1) if _is_count(entry.name) else count
-        self.counts[serial] = max(count, self.counts.get(serial, 0))
+        self.counts[serial] = count
 
     def name(self, number: int) -> str:
         """Of an object, below any place where it may be.  Errors: DamagedError."""

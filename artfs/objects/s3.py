@@ -22,7 +22,7 @@ from artfs.aio import Bridge
 from artfs.errors import BusyError, ExistsError, InvalidError, NotFoundError, UnavailableError
 from artfs.objects import Capabilities, Info, check_name
 from artfs.objects.s3_client import Body, Client, Place, content_md5, release
-from artfs.objects.s3_errors import attempts_of, code_of, ours, status_of, translated
+from artfs.objects.s3_errors import Refused, attempts_of, code_of, ours, status_of, translated
 from artfs.objects.s3_uploads import MIB, Key, Uploads
 
 COPY_PART = 1 << 30
@@ -65,8 +65,7 @@ class S3Provider:
     async def _check(self) -> None:
         calls, data = self._calls, token_hex(16).encode()
         probe = {"Bucket": self.place.bucket, "Key": f"{self._prefix}check-{token_hex(8)}"}
-        some: dict[str, Any] = {"Bucket": self.place.bucket, "Prefix": self._prefix, "MaxKeys": 1}
-        await calls.request("trying to list", "list_objects_v2", some)
+        await self._page("trying to list", {"Bucket": self.place.bucket, "Prefix": self._prefix, "MaxKeys": 1})
         put = {**probe, **calls.sse, "Body": Body(data), "ContentMD5": content_md5(data)}
         await calls.request("trying to put", "put_object", put)
         try:
@@ -118,7 +117,11 @@ class S3Provider:
     async def _copy(self, name: str, source: Key, target: Key, etag: str | None) -> None:
         calls, what = self._calls, f"object {name}"
         size = await self._unchanged(what, source, etag)
-        copied: dict[str, Any] = {**target, "CopySource": source, **({"CopySourceIfMatch": f'"{etag}"'} if etag else {})}
+        copied: dict[str, Any] = {
+            **target,
+            "CopySource": source,
+            **({"CopySourceIfMatch": f'"{etag}"'} if etag else {}),
+        }
 
         async def copy_part(upload: str, number: int) -> str:
             start = (number - 1) * COPY_PART
@@ -153,7 +156,7 @@ class S3Provider:
         answer = await calls.request(what, "delete_objects", {"Bucket": self.place.bucket, "Delete": wanted})
         for failed in answer.get("Errors", ()):
             if failed.get("Code") != "NoSuchKey":
-                raise ours(Refused(failed), f"object {failed.get('Key', '?')}", calls.where)
+                raise ours(Refused({"Error": failed}), f"object {failed.get('Key', '?')}", calls.where)
 
     # reading
     async def get(self, name: str, offset: int, length: int) -> bytes:
@@ -203,16 +206,25 @@ class S3Provider:
             raise InvalidError(f"no object's name begins with {prefix!r}")
         wanted = {"Bucket": self.place.bucket, "Prefix": self._prefix + prefix}
         while True:
-            answer = await self._request(f"objects {prefix}*", "list_objects_v2", wanted)
+            answer = await self._bridge.call(self._page, f"objects {prefix}*", wanted)
             for row in answer.get("Contents", ()):
                 name = row["Key"][len(self._prefix) :]
                 if name and not name.endswith("/"):  # some programs make objects that stand for directories
                     yield name, int(row["Size"])
-            if not answer.get("IsTruncated"):
+            if not answer["IsTruncated"]:
                 return
             if wanted.get("ContinuationToken") == answer["NextContinuationToken"]:
                 raise UnavailableError(f"{self._calls.where}: a listing does not get on")
             wanted["ContinuationToken"] = answer["NextContinuationToken"]
+
+    async def _page(self, what: str, wanted: Mapping[str, Any]) -> Any:
+        answer = await self._calls.request(what, "list_objects_v2", wanted)
+        if "IsTruncated" not in answer:  # nothing listed is not the same as no listing
+            where = self._calls.where
+            raise UnavailableError(
+                f"{what}, {where}: what answers does not speak the protocol of S3; check endpoint_url"
+            )
+        return answer
 
     # URLs
     async def sign_get(self, name: str, expires: int, *, mime: str | None = None, filename: str | None = None) -> str:
@@ -266,11 +278,3 @@ class S3Provider:
     async def _close(self) -> None:
         with translated("closing", self._calls.where):
             await release(self._calls.endpoint, self._calls)
-
-
-class Refused(Exception):
-    """One of many objects of a request, in the form of an error of botocore's.  `row`: Code, Message, Key."""
-
-    def __init__(self, row: dict[str, str]) -> None:
-        super().__init__(row.get("Code", ""))
-        self.response = {"Error": row, "ResponseMetadata": {"HTTPStatusCode": 0}}

@@ -35,6 +35,7 @@ class Meaning(NamedTuple):
 
 
 _NO_OBJECT = Meaning(NotFoundError, "there is no such object", "")
+_NOTHING = Meaning(NotFoundError, "it is not there", "")
 _NO_BUCKET = Meaning(NotFoundError, "there is no such bucket", "make it, or name another one")
 _BAD_KEY = Meaning(DeniedError, "the credentials are refused", _CREDENTIALS)
 _OLD_KEY = Meaning(DeniedError, "the credentials have expired", "renew the session token or the login")
@@ -47,10 +48,10 @@ _NAME = Meaning(InvalidError, "that is no name of a bucket", "correct the provid
 _REQUEST = Meaning(InvalidError, "the server does not take the request", "check the options of the provider's URL")
 _PARTS = Meaning(InvalidError, "a part is not as the upload has it", "send that part again")
 _FULL = Meaning(NoSpaceError, "its space is used up", "free some space there, or raise the quota")
-_BUSY = Meaning(UnavailableError, "the server is busy", "it is worth another try")
+_BUSY = Meaning(UnavailableError, "the server cannot do it now", "it is worth another try")
 _BROKEN = Meaning(UnavailableError, "what arrived is not what was sent", "it is worth another try")
 _CHANGED = Meaning(BusyError, "it has changed meanwhile", "")
-_SPEECH = Meaning(UnavailableError, "what answers there does not speak the protocol of S3", "check endpoint_url")
+_SPEECH = Meaning(UnavailableError, "what answers does not speak the protocol of S3", "check endpoint_url")
 _GONE_UPLOAD = Meaning(NotFoundError, "there is no such upload in parts", "begin again")
 
 CODES: Mapping[str, Meaning] = {
@@ -86,7 +87,7 @@ STATUSES: Mapping[int, Meaning] = {
     400: _REQUEST,
     401: _BAD_KEY,
     403: _FORBIDDEN,
-    404: _NO_OBJECT,
+    404: _NOTHING,
     412: _CHANGED,
     429: _BUSY,
     507: _FULL,
@@ -120,25 +121,34 @@ _NO_HOST = Meaning(UnavailableError, "the name of its host is not known", "check
 _OTHER = Meaning(UnavailableError, "the connection broke", "it is worth another try")
 
 
-def code_of(error: BaseException | None) -> str:
-    """The server's code, or its status as text; empty if no server answered."""
+class Refused(Exception):
+    """An answer that botocore has made no exception of."""
+
+    def __init__(self, response: Mapping[str, Any]) -> None:
+        super().__init__(str(response.get("Error", {}).get("Code", "")))
+        self.response = response
+
+
+def _answer(error: BaseException | None, part: str) -> Mapping[str, Any]:
+    """A part of what the server answered, as botocore keeps it; empty if there was no answer."""
     response = getattr(error, "response", None)
-    if not isinstance(response, Mapping):
-        return ""
-    return str(response.get("Error", {}).get("Code", "")) or str(status_of(error))
+    found = response.get(part) if isinstance(response, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
 
 
 def status_of(error: BaseException | None) -> int:
-    response = getattr(error, "response", None)
-    if not isinstance(response, Mapping):
-        return 0
-    return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    """0 if no server answered."""
+    return int(_answer(error, "ResponseMetadata").get("HTTPStatusCode", 0))
+
+
+def code_of(error: BaseException | None) -> str:
+    """The server's code, or its status as text; empty if no server answered."""
+    return str(_answer(error, "Error").get("Code", "")) or str(status_of(error) or "")
 
 
 def attempts_of(error: BaseException | None) -> int:
     """How often the request was sent again before the server answered with this."""
-    response: Any = getattr(error, "response", None) or {}
-    return int(response.get("ResponseMetadata", {}).get("RetryAttempts", 0))
+    return int(_answer(error, "ResponseMetadata").get("RetryAttempts", 0))
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -163,11 +173,13 @@ def meaning(error: BaseException) -> tuple[Meaning, str]:
         if found is not None:
             return found, code
         found = STATUSES.get(status, _BUSY if status >= 500 else _REQUEST)
-        said = "" if code.isdigit() else str(getattr(error, "response", {}).get("Error", {}).get("Message", ""))
+        said = "" if code.isdigit() else str(_answer(error, "Error").get("Message", ""))
         return found, f"{code}: {' '.join(said.split())[:200]}" if said else code
     causes = list(_causes(error))
     if any(isinstance(cause, socket.gaierror) for cause in causes):
         return _NO_HOST, type(error).__name__
+    if any(type(cause).__name__ == "ClientPayloadError" and "redirect" in str(cause) for cause in causes):
+        return _REGION, type(error).__name__
     if any(isinstance(cause, ssl.SSLError) for cause in causes):
         return CLASSES["SSLError"], type(error).__name__
     for kind in type(error).__mro__:
@@ -179,7 +191,7 @@ def meaning(error: BaseException) -> tuple[Meaning, str]:
 def ours(error: BaseException, what: str, place: str) -> ArtfsError:
     """`what`: what was wanted, like `object a/b`; `place`: `bucket b at https://…`."""
     found, own = meaning(error)
-    region = getattr(error, "response", {}).get("Error", {}).get("Region", "") if found is _REGION else ""
+    region = _answer(error, "Error").get("Region", "") if found is _REGION else ""
     remedy = f"set region={region} in the provider's URL" if region else found.remedy
     return found.kind(f"{what}, {place}: {found.reason} ({own}){'; ' if remedy else ''}{remedy}")
 
@@ -192,7 +204,7 @@ def translated(what: str, place: str) -> Iterator[None]:
     except ArtfsError:
         raise
     except Exception as error:
-        if not _is_clients(error):
+        if not isinstance(error, Refused) and not _is_clients(error):
             raise
         raise ours(error, what, place) from error
 

@@ -4,7 +4,8 @@ All of this runs on asyncio, below `artfs.aio.Bridge`.  A *call* is one request 
 within `2 × timeout` and a second for each `SLOWEST` bytes that it moves.
 
 * A file above `MULTIPART` goes in parts of `part_size`, or more where `PARTS` would not suffice.  At most `uploads`
-  parts are in memory, for all providers with this endpoint together; other threads read and hash them.
+  parts are sent at once, for all providers with this endpoint together; other threads read and hash the next ones,
+  `AHEAD` at most.
 * An upload in parts is an object only when all are there, and when its size is the file's.  One that fails or is
   cancelled is aborted; one whose process is killed stays until a lifecycle rule of the bucket
   (AbortIncompleteMultipartUpload) ends it.
@@ -23,7 +24,7 @@ from anyio import to_thread
 
 from artfs.errors import ArtfsError, InvalidError, NotFoundError, UnavailableError
 from artfs.objects import Info
-from artfs.objects.s3_client import Body, Client, Endpoint, Place, client_for
+from artfs.objects.s3_client import Body, Client, Endpoint, Place, client_for, failed
 from artfs.objects.s3_errors import attempts_of, code_of, translated
 
 MIB = 1 << 20
@@ -109,8 +110,19 @@ class Uploads:
 
     async def limited(self, what: str, size: int, function: Callable[[Client], Awaitable[Result]]) -> Result:
         """A call, about `what`, which moves `size` bytes."""
-        with translated(what, self.where), anyio.fail_after(2 * self.timeout + size / SLOWEST):
-            return await function(await client_for(self.endpoint, self))
+        failures: list[Exception] = []
+        token = failed.set(failures)
+        try:
+            with translated(what, self.where):
+                try:
+                    with anyio.fail_after(2 * self.timeout + size / SLOWEST):
+                        return await function(await client_for(self.endpoint, self))
+                except TimeoutError as error:
+                    if failures:  # it was about to be tried again; this is why
+                        raise failures[-1] from error
+                    raise
+        finally:
+            failed.reset(token)
 
     async def request(self, what: str, operation: str, parameters: Mapping[str, Any], size: int = 0) -> Any:
         """A call that is one operation."""
@@ -129,10 +141,14 @@ class Uploads:
                 if source.size > MULTIPART:
                     await self._send_parts(what, key, source)
                 elif isinstance(data, bytes):  # which are in memory already
-                    await self._send_whole(what, key, source)
+                    await self._put(what, key, await source.part(0, source.size))
                 else:
-                    async with await self._slots(what):
-                        await self._send_whole(what, key, source)
+                    client = await self._client(what)
+                    async with client.memory:
+                        body = await source.part(0, source.size)
+                        async with client.sending:
+                            await self._put(what, key, body)
+                    client.has_sent()
             except (NotFoundError, InvalidError) as error:
                 # The object is only being made, so the server has lost the upload, or parts of it.
                 if code_of(error.__cause__) in ("NoSuchUpload", "NoSuchKey", "InvalidPart", "InvalidPartOrder"):
@@ -141,25 +157,26 @@ class Uploads:
                     ) from error
                 raise
 
-    async def _slots(self, what: str) -> anyio.Semaphore:
-        async def slots(client: Client) -> anyio.Semaphore:
-            return client.slots
+    async def _client(self, what: str) -> Client:
+        async def client(client: Client) -> Client:
+            return client
 
-        return await self.limited(what, 0, slots)
+        return await self.limited(what, 0, client)
 
-    async def _send_whole(self, what: str, key: Key, source: Source) -> None:
-        body = await source.part(0, source.size)
+    async def _put(self, what: str, key: Key, body: Body) -> None:
         await self.request(what, "put_object", {**key, **self.sse, "Body": body, "ContentMD5": body.md5}, len(body))
 
     async def _send_parts(self, what: str, key: Key, source: Source) -> None:
-        slots, length = await self._slots(what), part_length(source.size, self.part_size)
+        client, length = await self._client(what), part_length(source.size, self.part_size)
 
         async def send(upload: str, number: int) -> str:
             start = (number - 1) * length
-            async with slots:
+            async with client.memory:
                 body = await source.part(start, min(length, source.size - start))
                 own = {**key, "UploadId": upload, "PartNumber": number, "Body": body, "ContentMD5": body.md5}
-                answer = await self.request(what, "upload_part", own, len(body))
+                async with client.sending:
+                    answer = await self.request(what, "upload_part", own, len(body))
+            client.has_sent()
             return str(answer["ETag"])
 
         await self.in_parts(what, key, source.size, -(-source.size // length), send)

@@ -66,8 +66,11 @@ class SessionManager:
         self.default_ttl_hours = default_ttl_hours
         self._now = now
         self._seconds(default_ttl_hours)
-        self.session_factory = session_factory or (factory_for_env() if sessions is None else None)
-        self._sessions = sessions or ProviderSessions(self.session_factory, now=now)
+        self.session_factory = session_factory
+        if sessions is None:
+            self.session_factory = session_factory or factory_for_env()
+            sessions = ProviderSessions(self.session_factory, now=now)
+        self._sessions = sessions
         self._prefixes: dict[str, str] = {}
         self._expiries: dict[str, int] = {}
         self._hits = self._misses = 0

@@ -14,21 +14,27 @@ The calls are in groups (`artfs.store.operations`); here is what they stand on: 
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Mapping
 from typing import Any, Self
 
 from artfs.errors import ArtfsError, InvalidError
 from artfs.exceptions import AccessDeniedError, SessionError
 from artfs.grid import check_id, session_key
+from artfs.objects.opening import for_type
 from artfs.sessions.session_manager import default_sandbox
-from artfs.store.choosing import choose, scope_homes
+from artfs.store.choosing import Place, by_provider, choose, scope_homes
+from artfs.store.elsewhere import Elsewhere
 from artfs.store.handle import Handle
+from artfs.store.operations.admin import AdminOperations
+from artfs.store.operations.batch import BatchOperations
+from artfs.store.operations.core import CoreStorageOperations
 from artfs.store.operations.grid import GridOperations
+from artfs.store.operations.metadata import MetadataOperations
 from artfs.store.operations.namespaces import NamespaceOperations
+from artfs.store.operations.presigned import PresignedURLOperations
 from artfs.store.operations.sessions import SessionOperations
 from artfs.store.public_errors import public
-from artfs.types import DEFAULT_BUCKET, DEFAULT_SANDBOX_PREFIX, DEFAULT_SESSION_TTL_HOURS, SessionProvider
+from artfs.types import DEFAULT_BUCKET, DEFAULT_SESSION_TTL_HOURS, SessionProvider
 
 HOUR = 3600.0
 Who = dict[str, Any]
@@ -36,7 +42,16 @@ Who = dict[str, Any]
 are what a call names beside it."""
 
 
-class ArtifactStore(NamespaceOperations, SessionOperations, GridOperations):
+class ArtifactStore(
+    CoreStorageOperations,
+    MetadataOperations,
+    BatchOperations,
+    PresignedURLOperations,
+    AdminOperations,
+    NamespaceOperations,
+    SessionOperations,
+    GridOperations,
+):
     """`root`: a directory (or an sqlite file) that other processes and mounts may use, too; without it ARTFS_ROOT, else
     what the provider gives; else the store is in memory, which all such stores of the process share, parted by sandbox.
 
@@ -76,6 +91,7 @@ class ArtifactStore(NamespaceOperations, SessionOperations, GridOperations):
         self.max_retries = max_retries
         self._shared_writable = shared_writable
         self._handle = Handle(self._place.root, self._place.config)
+        self._elsewhere = Elsewhere()
         self._own_sessions: dict[str | None, str] = {}
         self._bound: Who | None = None
         self._store = self
@@ -83,11 +99,7 @@ class ArtifactStore(NamespaceOperations, SessionOperations, GridOperations):
     def _sandbox(self, given: str | None) -> str:
         if given is not None:
             return check_id("sandbox", given)
-        found = check_id("sandbox", default_sandbox())
-        named = os.environ.get("ARTIFACT_SANDBOX_ID") or os.environ.get("CHUK_SANDBOX_ID")
-        if self._place.root is None and not named:
-            return f"{DEFAULT_SANDBOX_PREFIX}-{secrets.token_hex(4)}"
-        return found
+        return check_id("sandbox", default_sandbox(alone=self._place.root is None))
 
     # life
     async def __aenter__(self) -> Self:
@@ -98,8 +110,9 @@ class ArtifactStore(NamespaceOperations, SessionOperations, GridOperations):
         await self.close()
 
     async def close(self) -> None:
-        """Let the store go; what was acknowledged stays.  Again without effect.  A bound view's close is the store's."""
+        """Let the store go; what was acknowledged stays.  Again without effect.  A view's close is the store's."""
         await self._handle.close()
+        await self._elsewhere.close()
 
     @property
     def closed(self) -> bool:
@@ -136,8 +149,6 @@ class ArtifactStore(NamespaceOperations, SessionOperations, GridOperations):
         view = object.__new__(type(self))
         view.__dict__.update(self.__dict__)
         view._bound = {"session": session_id, "user": user_id, "admin": admin}
-        if bound is not None and bound["admin"] and (session_id is None and user_id is None):
-            view._bound["admin"] = True
         view._store = view
         return view
 
@@ -146,10 +157,15 @@ class ArtifactStore(NamespaceOperations, SessionOperations, GridOperations):
         self, method: str, /, *, session_id: str | None = None, user_id: str | None = None, **arguments: Any
     ) -> Any:
         """Call `Service.<method>` as this caller.  Errors: those of `artfs.exceptions`."""
+        arguments["who"] = self._who(session_id, user_id)
+        arguments["sandbox"] = self.sandbox_id
         try:
-            return await self._handle.do(
-                method, who=self._who(session_id, user_id), sandbox=self.sandbox_id, **arguments
-            )
+            try:
+                return await self._handle.do(method, **arguments)
+            except ArtfsError as error:
+                if self._elsewhere.is_worth_asking(error, arguments):
+                    return await self._elsewhere.do(error, method, arguments)
+                raise
         except ArtfsError as error:
             raise public(error) from error
 
@@ -157,10 +173,18 @@ class ArtifactStore(NamespaceOperations, SessionOperations, GridOperations):
         self, method: str, /, *, session_id: str | None = None, user_id: str | None = None, **arguments: Any
     ) -> Any:
         """The same from a plain function: the calling thread waits."""
+        arguments["who"] = self._who(session_id, user_id)
+        arguments["sandbox"] = self.sandbox_id
         try:
-            return self._handle.do_now(
-                method, who=self._who(session_id, user_id), sandbox=self.sandbox_id, **arguments
-            )
+            try:
+                found = self._handle.do_now(method, **arguments)
+            except ArtfsError as error:
+                if self._elsewhere.is_worth_asking(error, arguments):
+                    return self._elsewhere.do_now(error, method, arguments)
+                raise
+            if self._elsewhere and isinstance(found, list):
+                found += self._elsewhere.listed(method, arguments)
+            return found
         except ArtfsError as error:
             raise public(error) from error
 
@@ -175,6 +199,20 @@ class ArtifactStore(NamespaceOperations, SessionOperations, GridOperations):
         else:
             who = {**self._bound, "with_session": session_id, "with_user": user_id}
         return {**who, "shared": True} if self._shared_writable else who
+
+    def _place_of(self, kind: str, config: Mapping[str, Any] | None) -> Place | None:
+        """The other store that namespaces of a kind of provider are in; None: this one.  Errors: InvalidError."""
+        if self._place.root is not None or (kind in ("memory", "vfs") and not config):
+            return None
+        return by_provider(kind, config or {}, self._environment)
+
+    def _home_url(self, kind: str, config: Mapping[str, Any] | None = None) -> str:
+        """The provider that a namespace of its own kind goes to.  Errors: InvalidError."""
+        if not config and kind in ("vfs", self._place.kind):
+            return self._place.home or ""
+        if kind == "filesystem" and not config:
+            return ""  # the store's own directory
+        return for_type(kind, config, self._environment)
 
     # sessions that calls do not name
     async def _session_for(self, session_id: str | None, user_id: str | None) -> str:
@@ -196,8 +234,7 @@ class ArtifactStore(NamespaceOperations, SessionOperations, GridOperations):
         made = await self._call(
             "api_session_create", user_id=user_id, user=user_id, ttl_seconds=self.session_ttl_hours * HOUR
         )
-        self._own_sessions[user_id] = made["session_id"]
-        return str(made["session_id"])
+        return self._own_sessions.setdefault(user_id, str(made["session_id"]))
 
     async def _call_in_session(
         self, method: str, /, *, session_id: str | None, user_id: str | None, **arguments: Any

@@ -17,7 +17,7 @@ from artfs.grid import GridPath, parse_path, scope_dir
 from artfs.store.store import Store
 from artfs.types import NamespaceType, Scope
 from artfs.vfs import PART, Files, PathError, Stat, Writing, copy
-from artfs.volume.catalogue import Namespace
+from artfs.volume.catalogue import MAKING, Namespace
 from artfs.volume.tree import BLOB_DATA
 
 READ_MAX = WRITE_MAX = 16 << 20
@@ -195,7 +195,7 @@ class FileCalls:
         Errors: InvalidError, NotFoundError, ExpiredError."""
         namespace = self.store.catalogue.by_id.get(text)
         if namespace is not None:
-            return namespace if trash and namespace.trashed is not None else self.store.alive(namespace)
+            return namespace if trash and namespace.trashed else self.store.alive(namespace)
         place = parse_path(text)
         if exact and place.path:
             raise InvalidError(f"{text!r} is inside a namespace; use {self._whole(place)} to mean all of it")
@@ -211,7 +211,7 @@ class FileCalls:
             yield self._at(place)
             return
         for namespace in list(self.store.catalogue.by_serial.values()):
-            if (namespace.trashed is not None) is not trash:
+            if bool(namespace.trashed) is not trash or namespace.trashed == MAKING:
                 continue
             if place.sandbox not in (None, namespace.sandbox) or place.scope not in (None, namespace.scope):
                 continue

@@ -55,7 +55,7 @@ class StorageFullError(api.ProviderError, NoSpaceError):
     http_status = 507
 
 
-class FileOperationError(api.ArtifactStoreError, OSError):
+class FileOperationError(api.ArtifactStoreError, OSError):  # type: ignore[misc]  # errno is an int in both
     """What the rules of files forbid; `errno` says which."""
 
     def __init__(self, errno: int, message: str) -> None:

@@ -38,6 +38,8 @@ from artfs.store.upload_records import (
 from artfs.store.urls import WHOLE
 from artfs.types import NamespaceType
 from artfs.volume.catalogue import Namespace
+from artfs.volume.volume import Volume
+from artfs.volume.waiting import run
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +50,14 @@ PIECES = 4
 
 Make = Callable[[], Awaitable[Namespace]]
 """Makes the BLOB, empty, in the home that the upload was begun for."""
+Ready = Callable[[Namespace], None] | None
+"""Called when the BLOB has its content; what it does is committed with that."""
 
 
 class Registering(Records):
-    async def register(self, id: str, make: Make, *, size: int | None = None, etag: str | None = None) -> Namespace:
+    async def register(
+        self, id: str, make: Make, *, size: int | None = None, etag: str | None = None, ready: Ready = None
+    ) -> Namespace:
         """What was uploaded becomes the content of the BLOB that `make` makes; `size` and `etag` are what the caller
         expects of it.  On failure there is no BLOB, and the upload is as it was.
         Errors: NotFoundError (nothing was uploaded), ExpiredError, InvalidError (another size, another etag, another
@@ -64,14 +70,14 @@ class Registering(Records):
             if provider is not None:
                 info = await self._come(provider, record)
                 check_whole(id, (info.size, info.etag), size, etag)
-                return await self._from_provider(provider, record, info, make)
+                return await self._from_provider(provider, record, info, make, ready)
             part = self.spool.parts(id).get(WHOLE)
             if part is None:
                 raise _nothing(record)
             check_whole(id, (part.size, part.etag), size, etag)
-            return await self._from_spool(record, part, make)
+            return await self._from_spool(record, part, make, ready)
 
-    async def complete(self, id: str, parts: Sequence[tuple[int, str]], make: Make) -> Namespace:
+    async def complete(self, id: str, parts: Sequence[tuple[int, str]], make: Make, ready: Ready = None) -> Namespace:
         """The parts, (number, etag) each, become one BLOB, in the order of their numbers; those that are not given are
         left out.  All but the last have 5 MiB or more.
         Errors: InvalidError (a part that has not come, another etag, too small), and as `register`."""
@@ -82,14 +88,14 @@ class Registering(Records):
             provider = self.provider(record)
             if provider is None:
                 wanted = check_parts(parts, await self.parts(id))
-                return await self._from_spool(record, await self._joined(record, wanted), make)
+                return await self._from_spool(record, await self._joined(record, wanted), make, ready)
             if record.remote:
                 wanted = check_parts(parts, await self.parts(id))
                 with anyio.CancelScope(shield=True):
                     await provider.complete_parts(record.name, record.remote, wanted)
                     record = replace(record, remote="")
                     await self.set(record)
-            return await self._from_provider(provider, record, await self._come(provider, record), make)
+            return await self._from_provider(provider, record, await self._come(provider, record), make, ready)
 
     async def _joined(self, record: Record, wanted: Sequence[tuple[int, str]]) -> Part:
         found = self.spool.parts(record.id)
@@ -98,7 +104,7 @@ class Registering(Records):
             return chosen[0] if len(chosen) == 1 else await self.spool.join(record.id, chosen)
 
     # from the endpoint
-    async def _from_spool(self, record: Record, part: Part, make: Make) -> Namespace:
+    async def _from_spool(self, record: Record, part: Part, make: Make, ready: Ready) -> Namespace:
         with disk_errors():
             fd = part.open()
             try:
@@ -110,7 +116,7 @@ class Registering(Records):
                         if part.size:
                             source = part.path if part.path is not None else fd
                             await to_thread.run_sync(self.store.shard.objects.adopt, number, source, part.size)
-                        await self._content(record, namespace, number, digests)
+                        await self._content(record, namespace, number, digests, ready)
             finally:
                 os.close(fd)
         await self._done(record)
@@ -118,7 +124,7 @@ class Registering(Records):
 
     def _number(self, namespace: Namespace) -> int:
         """Of the object that its content will be."""
-        return self.store.shard.objects.allocate(self.store.volume(namespace).tree.serial)
+        return self.store.shard.objects.allocate(Volume(self.store.shard, namespace).tree.serial)
 
     # from a provider
     async def _come(self, provider: SigningProvider, record: Record) -> Info:
@@ -127,7 +133,9 @@ class Registering(Records):
         except NotFoundError as error:
             raise _nothing(record) from error
 
-    async def _from_provider(self, provider: SigningProvider, record: Record, info: Info, make: Make) -> Namespace:
+    async def _from_provider(
+        self, provider: SigningProvider, record: Record, info: Info, make: Make, ready: Ready
+    ) -> Namespace:
         digests = await self._digests(provider, record, info.size)
         namespace = await make()
         async with self._or_nothing(record, namespace):
@@ -138,7 +146,7 @@ class Registering(Records):
                     await provider.copy(record.name, name, etag=info.etag)
                     if (await provider.head(name)).size != info.size:
                         raise BusyError(f"upload {record.id} changed while it was registered; register it again")
-                await self._content(record, namespace, number, digests)
+                await self._content(record, namespace, number, digests, ready)
         await self._done(record)
         return namespace
 
@@ -158,10 +166,13 @@ class Registering(Records):
 
     # both
     async def _content(
-        self, record: Record, namespace: Namespace, number: int, digests: Sequence[tuple[int, bytes]]
+        self, record: Record, namespace: Namespace, number: int, digests: Sequence[tuple[int, bytes]], ready: Ready
     ) -> None:
         with anyio.CancelScope(shield=True):
-            await fill(self.store.volume(namespace).tree, chunks_of(number, digests))
+            volume = Volume(self.store.shard, namespace)  # nobody closes its tree meanwhile
+            await fill(volume.tree, chunks_of(number, digests))
+            if ready is not None:
+                await run(ready, namespace)
             await self.set(replace(record, state=DONE))
 
     @asynccontextmanager

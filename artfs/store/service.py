@@ -24,20 +24,24 @@ from typing import Any, Protocol
 import anyio
 from anyio import to_thread
 
-from artfs.errors import BusyError, DeniedError, InvalidError
+from artfs.errors import BusyError, DeniedError, InvalidError, UnavailableError
 from artfs.grid import GridPath, parse_path, scope_dir
 from artfs.meta import Checkpoint
 from artfs.sessions import Session
 from artfs.settings import FORMAT
+from artfs.store.artifact_transfers import ArtifactTransfers
 from artfs.store.importing import left_behind, take_away
+from artfs.store.namespace_calls import NamespaceCalls
 from artfs.store.object_calls import JOBS, ObjectCalls
 from artfs.store.opening import open_store
 from artfs.store.portable import left_pinned, release, shown
 from artfs.store.socket import Client, serve
 from artfs.store.store import Store
+from artfs.store.virtual_calls import VirtualCalls
 from artfs.types import NamespaceType, Scope
 from artfs.volume.catalogue import Namespace
 from artfs.volume.volume import Volume
+from artfs.volume.waiting import run
 
 PATIENCE = 5.0
 """Seconds to wait for an owner that is starting, or about to end."""
@@ -49,8 +53,8 @@ FREE = frozenset(
     {"fs_list", "fs_stat", "fs_read", "fs_copy", "du", "checkpoint_diff", "sync", "warmup", "ns_export", "ns_import"}
 )
 """Calls that may be cancelled; what they began they take back, but what is uploaded and cached stays so."""
-FAMILIES = ("session_", "ns_", "checkpoint_", "fs_", "cache_")
-OTHERS = frozenset({"du", "status", "stats", "sync", "gc", "warmup"})
+FAMILIES = ("session_", "ns_", "checkpoint_", "fs_", "cache_", "api_")
+OTHERS = frozenset({"du", "status", "stats", "sync", "gc", "warmup", "let_go"})
 
 
 class Caller(Protocol):
@@ -82,6 +86,8 @@ async def _enter(stack: AsyncExitStack, root: Path, role: str) -> Caller:
         try:
             store = await stack.enter_async_context(open_store(root, role))
             break
+        except DeniedError:  # which is a PermissionError, too: a provider's
+            raise
         except PermissionError as error:
             raise DeniedError(f"{root} belongs to another user; act as that user, or as root") from error
         except BusyError:
@@ -99,6 +105,37 @@ async def _enter(stack: AsyncExitStack, root: Path, role: str) -> Caller:
 
 
 @asynccontextmanager
+async def own_store(root: Path, role: str) -> AsyncIterator[Store]:
+    """The store, owned by this process: a Python program that has it lets it go.  Errors: as `open_store`."""
+    limit = monotonic() + PATIENCE
+    async with AsyncExitStack() as stack:
+        while True:
+            try:
+                store = await stack.enter_async_context(open_store(root, role))
+                break
+            except BusyError:
+                if monotonic() > limit or not await _ask_for(root):
+                    raise
+                await anyio.sleep(RETRY)
+        yield store
+
+
+async def _ask_for(root: Path) -> bool:
+    """Whether the store may be free soon.  Errors: BusyError from an owner that does not answer."""
+    client = await Client.connect(root)
+    if client is None:
+        return True
+    try:
+        return bool(await client.call("let_go"))
+    except UnavailableError:
+        return True
+    except InvalidError:  # an owner of before there was this call
+        return False
+    finally:
+        await client.aclose()
+
+
+@asynccontextmanager
 async def serving(store: Store, role: str, linger: float = LINGER) -> AsyncIterator[None]:
     """Serve the store's socket meanwhile; at the end those that are connected have `linger` seconds to
     finish."""
@@ -109,6 +146,7 @@ async def serving(store: Store, role: str, linger: float = LINGER) -> AsyncItera
         tasks.start_soon(take_away, store, await left_behind(store))
         tasks.start_soon(release, store, await left_pinned(store))
         server = await tasks.start(serve, store.root, lambda: Service(store, role))
+        store.connections = lambda: server.connections
         try:
             yield
         finally:
@@ -117,8 +155,9 @@ async def serving(store: Store, role: str, linger: float = LINGER) -> AsyncItera
             tasks.cancel_scope.cancel()
 
 
-class Service(ObjectCalls):
-    """The calls of one client: what it has begun to write ends with it (`aclose`)."""
+class Service(ArtifactTransfers, VirtualCalls, NamespaceCalls, ObjectCalls):
+    """The calls of one client: what it has begun to write ends with it (`aclose`).  A plain function raises `MustWait`
+    where it would have to wait; `call` waits for it."""
 
     def __init__(self, store: Store, role: str = "") -> None:
         super().__init__(store)
@@ -134,7 +173,21 @@ class Service(ObjectCalls):
         except TypeError as error:
             raise InvalidError(f"{method}: {error}") from None
         with anyio.CancelScope(shield=method not in FREE):
-            return await function(**arguments)
+            if inspect.iscoroutinefunction(function):
+                return await function(**arguments)
+            return await run(function, **arguments)
+
+    def is_idle(self) -> bool:
+        """Nothing is left to do, and nobody is connected: the store may be closed without a loss."""
+        store = self.store
+        remote = store.shard.remote
+        busy = store.connections() or self.pending() or JOBS.get(store) or store.surfaces
+        busy = busy or not store.shard.idle() or store.blobs.endpoint is not None
+        return not busy and not (remote.homes and remote.waiting().objects)
+
+    async def let_go(self) -> bool:
+        """Ask the owner for the store: whether it may be free soon.  A mount keeps it."""
+        return self.store.on_asked()
 
     # sessions
     async def session_create(

@@ -33,6 +33,7 @@ from anyio.abc import SocketAttribute, SocketStream, TaskStatus
 
 from artfs.errors import ArtfsError, BusyError, DeniedError, InvalidError, UnavailableError
 from artfs.store.frames import Frames, encode, pack_error, unpack_error
+from artfs.volume.forking import keep, let_go
 
 log = logging.getLogger(__name__)
 
@@ -100,14 +101,19 @@ async def serve(
         with suppress(FileNotFoundError):
             os.unlink(NAME, dir_fd=folder)
         listener = await anyio.create_unix_listener(place, mode=0o600)
+        listening = keep(listener.extra(SocketAttribute.raw_socket).fileno())
         try:
             async with anyio.create_task_group() as tasks:
 
                 async def handle(stream: SocketStream) -> None:
                     server.entered()
+                    fd = keep(_fd(stream))
                     try:
                         async with stream:
-                            await _converse(stream, allowed, open_calls)
+                            try:
+                                await _converse(stream, allowed, open_calls)
+                            finally:
+                                let_go(fd)
                     except Exception:
                         log.exception("a connection failed")
                     finally:
@@ -120,10 +126,12 @@ async def serve(
                 task_status.started(server)
                 await accept()
                 _remove(folder)
+                let_go(listening)
                 await listener.aclose()
                 await anyio.sleep_forever()
         finally:
             _remove(folder)
+            let_go(listening)
             with anyio.CancelScope(shield=True):
                 await listener.aclose()
     finally:
@@ -225,6 +233,10 @@ def _arguments(document: dict[str, Any], data: bytes) -> tuple[str, dict[str, An
     return method, arguments
 
 
+def _fd(stream: SocketStream) -> int:
+    return int(stream.extra(SocketAttribute.raw_socket).fileno())
+
+
 def _peer(stream: SocketStream) -> tuple[int, int, int]:
     """(pid, uid, gid) of the other end."""
     raw = stream.extra(SocketAttribute.raw_socket)
@@ -235,16 +247,18 @@ def _peer(stream: SocketStream) -> tuple[int, int, int]:
 
 # the client's side
 class Client:
-    """A `Caller` of another process.  Calls of several tasks wait for each other."""
+    """A `Caller` of another process.  Calls of several tasks wait for each other.  `lost`: the owner has gone, or said
+    nothing, or a call was cancelled: connect again."""
 
     def __init__(self, root: Path, stream: SocketStream) -> None:
         self.root = root
         self.pid = _peer(stream)[0]
         self._stream = stream
+        self._fd = keep(_fd(stream))
         self._frames = Frames(stream)
         self._lock = anyio.Lock()
         self._count = 0
-        self._lost = False
+        self.lost = False
 
     @staticmethod
     async def connect(root: Path) -> Client | None:
@@ -281,10 +295,12 @@ class Client:
         """Errors: those of the call; UnavailableError if the owner has gone, BusyError if it does not
         answer."""
         async with self._lock:
-            if self._lost:
-                raise UnavailableError(f"the connection to process {self.pid} is lost; connect again")
+            if self.lost:
+                raise UnavailableError(
+                    f"the connection to process {self.pid} is lost; the call was not begun, connect again"
+                )
             message = self._message(method, arguments)
-            self._lost = True  # until the answer is here, so that a cancelled call leaves no half of one
+            self.lost = True  # until the answer is here, so that a cancelled call leaves no half of one
             result = await self._ask(message)
         if isinstance(result, ArtfsError):
             raise result
@@ -314,10 +330,10 @@ class Client:
             while True:
                 reply, rest = await self._frames.read(SILENCE)
                 if "error" in reply:
-                    self._lost = reply["id"] != self._count
+                    self.lost = reply["id"] != self._count
                     return unpack_error(reply["error"])
                 if "result" in reply or "bytes" in reply:
-                    self._lost = False
+                    self.lost = False
                     return rest if "bytes" in reply else reply["result"]
                 if "bye" in reply:
                     raise UnavailableError(f"{reply['bye']}; the call was not begun, try again")
@@ -333,4 +349,5 @@ class Client:
             ) from error
 
     async def aclose(self) -> None:
+        let_go(self._fd)
         await self._stream.aclose()

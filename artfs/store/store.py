@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -36,13 +36,15 @@ from artfs.grid import check_id, check_namespace_name, owner_key, parse_scope_di
 from artfs.meta import Checkpoint
 from artfs.objects import CODECS, Home
 from artfs.objects.remote import Progress, Waiting
-from artfs.sessions import Session, SessionStore
+from artfs.sessions import Session, SessionStore, Status
 from artfs.settings import Identity, Settings
 from artfs.store.blobs import Blobs
+from artfs.store.noting import note
 from artfs.store.surface import Surface
 from artfs.types import Access, NamespaceType, Principal, Scope, Serial
-from artfs.volume.catalogue import Namespace
+from artfs.volume.catalogue import MAKING, Namespace
 from artfs.volume.gc import Collector, Gc
+from artfs.volume.inodes import now as coarse_now
 from artfs.volume.node import Node
 from artfs.volume.rows import HEAD_KEY, Head
 from artfs.volume.shard import Shard
@@ -57,6 +59,10 @@ log = logging.getLogger(__name__)
 
 TRASH_KEPT = 24 * 3600 * 10**9
 """Nanoseconds for which a destroyed namespace that had checkpoints can be brought back."""
+EXPIRED = "expired"
+"""The kind of records of ids whose namespaces have expired and are gone: id → until when (nanoseconds since 1970) they
+are known as expired."""
+EXPIRED_KEPT = 24 * 3600 * 10**9
 REAP_INTERVAL = 1.0
 """Seconds between looks at what expires, at most; nearer expiries are waited for exactly."""
 DRAIN_RETRY = 1.0
@@ -65,7 +71,9 @@ NS_PER_S = 10**9
 
 
 class Store:
-    """REQUIRES: all calls on the loop that opened it."""
+    """REQUIRES: all calls on the loop that opened it.
+
+    `on_asked`: somebody else wants the store; whether it will be let go.  `connections`: how many clients there are."""
 
     def __init__(self, root: Path | None, shard: Shard, sessions: SessionStore, settings: Settings) -> None:
         self.root = root
@@ -74,6 +82,8 @@ class Store:
         self.sessions = sessions
         self.settings = settings
         self.surfaces: list[Surface] = []
+        self.on_asked: Callable[[], bool] = lambda: False
+        self.connections: Callable[[], int] = lambda: 0
         self.volumes: dict[Serial, Volume] = {}
         self.recovered = 0
         self.identity: Identity | None = None
@@ -83,6 +93,10 @@ class Store:
         self.blobs = Blobs(self)
         self.collector = Collector(shard, pinned=self.blobs.pinned, views=lambda: shard.views, save=None)
         shard.remote.keep_numbers = self.collector.keep_numbers
+        self.expired_ids = {id: int(until) for id, until in shard.engine.records(EXPIRED).items()}
+        self.unfinished: set[Serial] = set()
+        self._ids = os.getuid(), os.getgid()
+        shard.on_commit = shard.on_close = partial(note, self)
         self._naming = anyio.Lock()  # renames and deletions of namespaces come one after another
 
     # namespaces
@@ -115,11 +129,18 @@ class Store:
         gid: int | None = None,
         provider: str | None = None,
         compression: str | None = None,
+        created: int | None = None,
+        data: bytes = b"",
+        making: bool = False,
+        live: bool = False,
     ) -> Namespace:
-        """A new, empty namespace, as durable as any change.  A name that is taken is an error; without a name its id
-        is its entry.  `ttl` in seconds.  `provider`: a URL, "" for the store's own directory; `compression`: "" or
-        "zstd"; None: as the settings say.
-        Errors: InvalidError, ExistsError, ExpiredError and NotFoundError (the session); as `Provider.check`; MustWait.
+        """A new namespace, as durable as any change; a BLOB with `data`, else empty.  A name that is taken is an error;
+        without a name its id is its entry.  `ttl` in seconds.  `provider`: a URL, "" for the store's own directory;
+        `compression`: "" or "zstd"; None: as the settings say.
+        `live`: the caller has just seen the session.  `making`: nobody sees it until it is `made`; it goes
+        with this process.
+        Errors: InvalidError, ExistsError, ExpiredError and NotFoundError (the session); FsError (`data`); as
+        `Provider.check`; MustWait.
         """
         check_id("sandbox", sandbox)
         owner = owner_key(scope, owner)
@@ -129,15 +150,17 @@ class Store:
             raise InvalidError(f"a time to live must be more than 0 seconds, not {ttl}; leave it out for none")
         if scope is Scope.SESSION:
             assert owner is not None
-            self.session(sandbox, owner)
+            if not live:
+                self.session(sandbox, owner)
         settings = self.settings
         home = self.home_for(scope, type, provider, compression)
         if home is not None and home not in self._used:
             raise MustWait(partial(self.use_provider, home))
         id = id or f"ns-{uuid4().hex[:12]}"
-        now = time_ns()
+        now = coarse_now() if created is None else created  # the clock of what is written later
+        serial = self.catalogue.next_serial()
         namespace = Namespace(
-            serial=self.catalogue.next_serial(),
+            serial=serial,
             id=id,
             type=type,
             sandbox=sandbox,
@@ -147,16 +170,26 @@ class Store:
             created=now,
             block_size=settings.block_size,
             prefix=f"grid/{sandbox}/{scope_dir(scope, owner)}/{id}",
-            expires=now + int(ttl * NS_PER_S) if ttl is not None else None,
-            uid=_first(uid, settings.uid, os.getuid()),
-            gid=_first(gid, settings.gid, os.getgid()),
+            expires=time_ns() + int(ttl * NS_PER_S) if ttl is not None else None,
+            trashed=MAKING if making else None,
+            uid=_first(uid, settings.uid, self._ids[0]),
+            gid=_first(gid, settings.gid, self._ids[1]),
             umask=settings.umask,
             metadata=dict(metadata or {}),
             provider=home.provider if home is not None else "",
             codec=home.codec if home is not None else "",
         )
-        self.shard.create(namespace, mode & ~settings.umask)
+        self.shard.create(namespace, mode & ~settings.umask, data)
+        if making:
+            self.unfinished.add(serial)
         return namespace
+
+    def made(self, namespace: Namespace) -> None:
+        """What was begun by `making` is there, as this says.  Errors: as `alive_session`; ExistsError; FsError EROFS;
+        MustWait."""
+        self.alive_session(namespace)
+        self.shard.update(replace(namespace, trashed=None))
+        self.unfinished.discard(namespace.serial)
 
     def home_for(self, scope: Scope, type: NamespaceType, provider: str | None, compression: str | None) -> Home | None:
         settings = self.settings
@@ -236,6 +269,15 @@ class Store:
             raise NotFoundError("Namespace not found: it has just been destroyed")
         return self.volume(namespace)
 
+    def find(self, id: str, sandbox: str | None = None) -> Namespace:
+        """By id, alive.  Errors: NotFoundError; ExpiredError, also for a day after it has gone."""
+        namespace = self.catalogue.by_id.get(id)
+        if namespace is None or (sandbox is not None and namespace.sandbox != sandbox):
+            if self.expired_ids.get(expired_key(sandbox, id), 0) > time_ns():
+                raise ExpiredError(f"{id} has expired")
+            raise NotFoundError(f"Namespace not found: {id}")
+        return self.alive(namespace)
+
     def alive(self, namespace: Namespace) -> Namespace:
         """The namespace as it is now.  Errors: NotFoundError, ExpiredError."""
         current = self.catalogue.by_serial.get(namespace.serial)
@@ -281,16 +323,17 @@ class Store:
             await self.destroy_namespace(namespace, for_good=True)
 
     async def _destroy(self, namespace: Namespace, for_good: bool) -> bool:
-        tree = self.shard.tree(namespace)
+        volume = Volume(self.shard, namespace)
+        tree = volume.tree
         if tree.checkpoints and not for_good and namespace.trashed is None:
             trashed = replace(namespace, trashed=time_ns())
-            nodes = await Volume(self.shard, namespace).shelve(trashed)
+            nodes = await volume.shelve(trashed)
             self.volumes.pop(tree.serial, None)
             await self._tell_gone(namespace, nodes)
             return True
-        volume = Volume(self.shard, namespace)
         nodes = await volume.destroy()
         self.volumes.pop(namespace.serial, None)
+        self.unfinished.discard(namespace.serial)
         await self._tell_gone(namespace, nodes)
         self.collector.kick()
         return False
@@ -359,6 +402,7 @@ class Store:
         await self.settle(volume)
         with anyio.CancelScope(shield=True):
             restored = await volume.restore(name)
+            note(self, volume.tree)
             for surface in self.surfaces:
                 await surface.restored(volume, restored)
         return restored.safety
@@ -475,6 +519,8 @@ class Store:
     async def _reap_session(self, session: Session) -> None:
         folder = scope_dir(Scope.SESSION, session.id)
         for namespace in list(self.catalogue.entries(session.sandbox, folder).values()):
+            if session.status is Status.EXPIRED:
+                self._remember_expired(namespace)
             await self._reap_namespace(namespace)
         for namespace in [n for n in self.catalogue.trash() if n.place == (session.sandbox, folder)]:
             await self._reap_namespace(namespace)
@@ -534,12 +580,32 @@ class Store:
         for session in await to_thread.run_sync(self.sessions.expire_due):
             await self._reap_session(session)
             count += 1
-        for namespace in list(self.catalogue.by_serial.values()):
-            expired = namespace.expires is not None and namespace.expires <= now
-            if expired or (namespace.trashed is not None and namespace.trashed + TRASH_KEPT <= now):
-                await self._reap_namespace(namespace)
-                count += 1
+        expired = self.catalogue.expired(now)
+        while expired:
+            try:
+                if expired[-1].trashed is None:
+                    self._remember_expired(expired[-1])
+                await self._reap_namespace(expired[-1])
+            except BaseException:
+                for namespace in expired:
+                    self.catalogue.remind(namespace)
+                raise
+            expired.pop()
+            count += 1
+        for namespace in [n for n in self.catalogue.trash() if (n.trashed or 0) + TRASH_KEPT <= now]:
+            await self._reap_namespace(namespace)
+            count += 1
+        for namespace in [n for n in self.catalogue.making() if n.serial not in self.unfinished]:
+            await self._reap_namespace(namespace)
+        for key in [key for key, until in self.expired_ids.items() if until <= now]:
+            del self.expired_ids[key]
+            self.catalogue.records[EXPIRED, key] = None
         return count
+
+    def _remember_expired(self, namespace: Namespace) -> None:
+        key = expired_key(namespace.sandbox, namespace.id)
+        until = self.expired_ids[key] = time_ns() + EXPIRED_KEPT
+        self.catalogue.records[EXPIRED, key] = str(until)
 
     async def run(self) -> None:
         """Commit and reap in the background, until cancelled."""
@@ -558,7 +624,7 @@ class Store:
                 await self._next_expiry()
 
     async def _next_expiry(self) -> None:
-        due = [n.expires for n in self.catalogue.by_serial.values() if n.expires is not None]
+        due = [moment for moment, _ in self.catalogue.due[:1]]
         session = self.sessions.next_expiry()
         if session is not None:
             due.append(session)
@@ -589,7 +655,7 @@ class Store:
 
     def describe(self, namespace: Namespace) -> dict[str, Any]:
         """The namespace as JSON, as `artfs ns info` and the mount show it."""
-        tree = self.shard.tree(namespace)
+        tree = self.shard.glance(namespace)
         return {
             "id": namespace.id,
             "type": str(namespace.type),
@@ -611,8 +677,15 @@ class Store:
         }
 
 
+def expired_key(sandbox: str | None, id: str) -> str:
+    return f"{sandbox}/{id}"
+
+
 def _first(*values: int | None) -> int:
-    return next(value for value in values if value is not None)
+    for value in values:
+        if value is not None:
+            return value
+    raise AssertionError
 
 
 @asynccontextmanager

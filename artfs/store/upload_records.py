@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KIND = "upload"
+PURPOSE = "artifact-upload"
+"""The kind of records of what uploads are to become: see `artfs.store.artifact_transfers`."""
 PART_MIN = 5 << 20
 NS = 10**9
 PATIENCE = 10.0

@@ -29,7 +29,17 @@ from artfs.store.connection import Reply, Request, problem
 from artfs.store.exact import Making
 from artfs.store.registering import Registering
 from artfs.store.spool import Incoming, sync_directory
-from artfs.store.upload_records import ABORTED, KIND, NS, OPEN, REGISTERING, Record, disk_errors, signing
+from artfs.store.upload_records import (
+    ABORTED,
+    KIND,
+    NS,
+    OPEN,
+    PURPOSE,
+    REGISTERING,
+    Record,
+    disk_errors,
+    signing,
+)
 from artfs.store.urls import WHOLE, WRITE, Signed, check_id, check_part, check_type
 
 if TYPE_CHECKING:
@@ -62,6 +72,8 @@ class Uploads(Registering):
     def __init__(self, store: Store, making: Making, url: MakeUrl) -> None:
         super().__init__(store, making)
         self._url = url
+        self.arrived: Callable[[str], Awaitable[None]] | None = None
+        """Called when the endpoint has all bytes of an upload without parts."""
 
     async def recover(self) -> None:
         """Take back what an earlier process did not finish."""
@@ -170,6 +182,8 @@ class Uploads(Registering):
                 raise
             if part.path is not None:
                 await to_thread.run_sync(sync_directory, part.path.parent)
+        if self.arrived is not None and not record.parts:
+            await self.arrived(record.id)
         return Reply(200, {"ETag": f'"{part.etag}"'})
 
     def _taking(self, signed: Signed) -> Record:
@@ -204,6 +218,7 @@ class Uploads(Registering):
                     continue
                 del self.records[record.id]
                 self.store.catalogue.records[KIND, record.id] = None
+                self.store.catalogue.records[PURPOSE, record.id] = None
                 count += 1
         return count
 

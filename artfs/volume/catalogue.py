@@ -1,15 +1,20 @@
 """The catalogue: which namespaces there are.
 
 Documents of kind `namespace` in the engine, one for each, all of them in memory here, found by serial, by id and by
-place (sandbox, scope directory, entry).  Changes are put into `records`, which the next commit of the store takes: a
-caller that needs them durable awaits one.  A new namespace is in the journal, too.
+place (sandbox, scope directory, entry); BLOBs by `postings`, too.  Changes are put into `records`, which the next
+commit of the store takes: a caller that needs them durable awaits one.  A new namespace is in the journal, too, and so
+is an update by `Shard.update`.
+
+`due` is a heap of (expiry, serial), in which a serial stays until its time although it may expire later, or be gone.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from heapq import heappop, heappush
+from operator import attrgetter
 from typing import Any
 
 from artfs.errors import ExistsError, NotFoundError
@@ -17,8 +22,11 @@ from artfs.grid import scope_dir
 from artfs.meta import Engine
 from artfs.objects import Home
 from artfs.types import NamespaceType, Scope, Serial
+from artfs.volume.postings import Postings, Term, terms
 
 KIND = "namespace"
+MAKING = 0
+"""`Namespace.trashed` of what is not made yet: nobody sees it, and when its maker has gone it is reaped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +79,9 @@ class Catalogue:
         self.by_serial: dict[Serial, Namespace] = {}
         self.by_id: dict[str, Namespace] = {}
         self.places: dict[tuple[str, str], dict[str, Namespace]] = {}
+        self.postings = Postings()
+        self.due: list[tuple[int, Serial]] = []
+        self.thrown: dict[Serial, None] = {}
         self.serial = int(engine.record("counter", "serial") or 1)
         for document in engine.records(KIND).values():
             self._index(unpack(document))
@@ -80,17 +91,35 @@ class Catalogue:
     def _index(self, namespace: Namespace) -> None:
         self.by_serial[namespace.serial] = namespace
         self.by_id[namespace.id] = namespace
-        if namespace.trashed is None:
-            self.places.setdefault(namespace.place, {})[namespace.entry] = namespace
+        if namespace.expires is not None:
+            heappush(self.due, (namespace.expires, namespace.serial))
+        if namespace.trashed is not None:
+            self.thrown[namespace.serial] = None
+            return
+        self.places.setdefault(namespace.place, {})[namespace.entry] = namespace
+        self.postings.move(namespace.serial, (), _terms(namespace))
 
     def _unindex(self, namespace: Namespace) -> None:
         del self.by_serial[namespace.serial]
         del self.by_id[namespace.id]
-        if namespace.trashed is None:
-            entries = self.places[namespace.place]
-            del entries[namespace.entry]
-            if not entries:
-                del self.places[namespace.place]
+        if namespace.trashed is not None:
+            del self.thrown[namespace.serial]
+            return
+        entries = self.places[namespace.place]
+        del entries[namespace.entry]
+        if not entries:
+            del self.places[namespace.place]
+        self.postings.move(namespace.serial, _terms(namespace), ())
+
+    def _update(self, old: Namespace, new: Namespace) -> None:
+        """The same as `_unindex` and `_index`, where the place stays: in the order of making it stays, too."""
+        self.by_serial[new.serial] = new
+        self.by_id[new.id] = new
+        self.places[new.place][new.entry] = new
+        if new.expires is not None and new.expires != old.expires:
+            heappush(self.due, (new.expires, new.serial))
+        if new.metadata is not old.metadata:
+            self.postings.move(new.serial, _terms(old), _terms(new))
 
     def next_serial(self) -> Serial:
         """A number that no namespace or view has had, or will have."""
@@ -105,19 +134,23 @@ class Catalogue:
             self.serial = serial + 1
             self.records["counter", "serial"] = str(self.serial)
 
-    def put(self, namespace: Namespace) -> None:
-        """Add it, or replace the one with its serial.  Errors: ExistsError if its place is taken by another."""
+    def put(self, namespace: Namespace, document: str | None = None) -> None:
+        """Add it, or replace the one with its serial; `document`: `pack` of it.
+        Errors: ExistsError if its place is taken by another."""
         old = self.by_serial.get(namespace.serial)
         holder = self.places.get(namespace.place, {}).get(namespace.entry)
         if namespace.trashed is None and holder is not None and holder.serial != namespace.serial:
             raise ExistsError(f"{namespace.grid_path} exists already; choose another name")
-        if old is not None:
-            self._unindex(old)
-        self._index(namespace)
+        if old is not None and old.trashed is namespace.trashed is None and holder is old and old.id == namespace.id:
+            self._update(old, namespace)
+        else:
+            if old is not None:
+                self._unindex(old)
+            self._index(namespace)
         if namespace.serial in self.doomed:
             self.doomed.discard(namespace.serial)
             self.records["doomed", str(namespace.serial)] = None
-        self.records[KIND, namespace.id] = pack(namespace)
+        self.records[KIND, namespace.id] = document or pack(namespace)
 
     def put_place(self, namespace: Namespace) -> None:
         """Where its objects are, which is known for longer than it."""
@@ -180,18 +213,51 @@ class Catalogue:
         return self.places.get((sandbox, folder), {})
 
     def trash(self) -> Iterator[Namespace]:
-        return (namespace for namespace in self.by_serial.values() if namespace.trashed is not None)
+        """What can be brought back."""
+        return (namespace for namespace in self._thrown() if namespace.trashed)
+
+    def making(self) -> Iterator[Namespace]:
+        """What is not made yet, or never will be."""
+        return (namespace for namespace in self._thrown() if namespace.trashed == MAKING)
+
+    def _thrown(self) -> Iterator[Namespace]:
+        return (self.by_serial[serial] for serial in list(self.thrown))
+
+    def expired(self, now: int) -> list[Namespace]:
+        """What has expired by then, and is still there: each once, until `remind` brings it back."""
+        found = []
+        while self.due and self.due[0][0] <= now:
+            namespace = self.by_serial.get(heappop(self.due)[1])
+            if namespace is not None and namespace.expires is not None and namespace.expires <= now:
+                found.append(namespace)
+        return list({namespace.serial: namespace for namespace in found}.values())
+
+    def remind(self, namespace: Namespace) -> None:
+        """It has expired, and could not be deleted."""
+        if namespace.serial in self.by_serial and namespace.expires is not None:
+            heappush(self.due, (namespace.expires, namespace.serial))
+
+
+def _terms(namespace: Namespace) -> list[Term]:
+    if namespace.type is not NamespaceType.BLOB:
+        return []
+    return terms(namespace.sandbox, scope_dir(namespace.scope, namespace.owner), namespace.metadata)
+
+
+FIELDS = tuple(each.name for each in fields(Namespace))
+_values = attrgetter(*FIELDS)
+_encode = json.JSONEncoder(check_circular=False).encode
 
 
 def pack(namespace: Namespace) -> str:
-    return json.dumps(asdict(namespace))
+    return _encode(dict(zip(FIELDS, _values(namespace), strict=True)))  # asdict copies, which takes longer
 
 
 def unpack(document: str | bytes) -> Namespace:
-    fields = json.loads(document)
-    fields["type"] = NamespaceType(fields["type"])
-    fields["scope"] = Scope(fields["scope"])
-    return Namespace(**fields)
+    values = json.loads(document)
+    values["type"] = NamespaceType(values["type"])
+    values["scope"] = Scope(values["scope"])
+    return Namespace(**values)
 
 
 def renamed(namespace: Namespace, name: str) -> Namespace:

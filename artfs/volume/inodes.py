@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import errno
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from time import clock_gettime_ns
 from typing import TYPE_CHECKING, Protocol
 
@@ -35,6 +36,10 @@ ROOT = 1
 CLOCK_REALTIME_COARSE = 5
 KEY = 9
 """Length of an inode's key, and of the prefix of its blocks' and attributes' keys."""
+
+
+TOGETHER = 256 << 10
+"""Bytes of operations that share a record, about."""
 
 
 class Owner(Protocol):
@@ -88,8 +93,9 @@ class Inodes(RowSet, ABC):
         *,
         at: Epoch | None = None,
         number: int | None = None,
+        fresh: bool = False,
     ) -> None:
-        super().__init__(owner.engine, serial, at)
+        super().__init__(owner.engine, serial, at, fresh)
         self.owner = owner
         self.objects = owner.objects
         self.journal = owner.log
@@ -100,6 +106,8 @@ class Inodes(RowSet, ABC):
         self.locked = at is not None or (self.backed and owner.crowded)
         self.read_only = at is not None
         self.gate: Callable[[], Awaitable[None]] | None = None
+        self._held: list[tuple[bytes, bytes | memoryview]] | None = None
+        self._held_size = 0
         self.nodes: dict[int, Node] = {}
         self.idle: dict[int, None] = {}
         self.orphans: dict[int, Pending | None] = {}
@@ -230,11 +238,35 @@ class Inodes(RowSet, ABC):
     def log(self, entries: bytes, data: bytes | memoryview = b"") -> None:
         """The record of one operation.  Errors: OSError, after which the owner takes no more changes."""
         self.owner.changed.add(self)  # type: ignore[arg-type]
+        if self._held is not None:
+            self._held.append((entries, data))
+            self._held_size += len(entries) + len(data)
+            if self._held_size > TOGETHER:
+                self._release()
+            return
+        self._append(entries, data)
+
+    def _append(self, entries: bytes, data: bytes | memoryview) -> None:
         try:
             self.journal.append(self.serial, entries, data)
         except OSError as error:
             self.owner.damaged(ArtfsError(f"the journal cannot be written: {error}"))
             raise
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Operations share records of the journal, each whole in one.  REQUIRES: no await inside."""
+        self._held = []
+        try:
+            yield
+        finally:
+            self._release()
+            self._held = None
+
+    def _release(self) -> None:
+        held, self._held, self._held_size = self._held, [], 0
+        if held:
+            self._append(b"".join([entries for entries, _ in held]), b"".join([data for _, data in held]))
 
     def orphan(self, node: Node) -> bytes:
         """Take the inode out of the versioned rows: it has lost its last name.  Returns the journal entry."""

@@ -16,6 +16,7 @@ one that it was written behind.  A record never wraps: where the rest of the rin
     C u64 from, u64 offset, u64 to, u64 offset, u64 length                      blocks shared by copy_file_range
     K u32 length, JSON                                                          a checkpoint
     N u32 length, JSON                                                          a new namespace
+    U u32 length, JSON                                                          a namespace's new document
 
 Invariants:
 1. `append` has handed the record to the kernel when it returns: it survives a killed process, and power loss after the
@@ -235,7 +236,7 @@ def entries(body: bytes) -> Iterator[tuple[bytes, int, int]]:
                 end = at + ROW.size + key + (0 if value == DELETED else value)
             elif kind == b"O":
                 end = at + ORPHAN.size + ORPHAN.unpack_from(body, at)[2]
-            elif kind in (b"K", b"N"):
+            elif kind in (b"K", b"N", b"U"):
                 end = at + CHECKPOINT.size + CHECKPOINT.unpack_from(body, at)[1]
             else:
                 end = at + {b"W": WRITE, b"B": STORE, b"Z": ZERO, b"C": SHARE}[kind].size

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from artfs.errors import BusyError
+from artfs.volume.forking import keep, let_go
 
 
 class Lock:
@@ -22,10 +23,12 @@ class Lock:
             raise BusyError(
                 f"the store {root} is in use by {holder}; unmount it or end that process, then try again"
             ) from None
+        keep(self._fd)
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, f"process {os.getpid()} ({role})\n".encode(), 0)
 
     def close(self) -> None:
         if self._fd >= 0:
+            let_go(self._fd)
             os.close(self._fd)
             self._fd = -1

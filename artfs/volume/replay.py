@@ -42,8 +42,8 @@ def replay(shard: Shard, journal: J.Journal) -> int:
             log.warning("the journal names bytes that did not reach the disk; replay ends after %d records", count)
             break
         rest = data
-        for kind, start, _ in entries:
-            _apply(shard, tree, kind, body, start, rest)
+        for kind, start, end in entries:
+            _apply(shard, tree, kind, body, start, end, rest)
             if kind == b"W":
                 rest = rest[J.WRITE.unpack_from(body, start)[3] :]
         shard.changed.add(tree)
@@ -63,7 +63,7 @@ def _has_bytes(shard: Shard, body: bytes, kind: bytes, start: int) -> bool:
     return bool(len(data) == length and xxh3_128_digest(data) == digest)
 
 
-def _apply(shard: Shard, tree: Tree, kind: bytes, body: bytes, at: int, data: bytes) -> None:
+def _apply(shard: Shard, tree: Tree, kind: bytes, body: bytes, at: int, end: int, data: bytes) -> None:
     if kind == b"R":
         _, key_length, length = J.ROW.unpack_from(body, at)
         at += J.ROW.size
@@ -91,6 +91,8 @@ def _apply(shard: Shard, tree: Tree, kind: bytes, body: bytes, at: int, data: by
         node.unpack(body[at : at + length])
         node.allocated = allocated
         tree.rows[node.key] = node.pack()
+    elif kind == b"U":
+        shard.catalogue.put(unpack(body[at + J.NAMESPACE.size : end]))
     elif kind == b"N":
         pass  # see `replay`
     elif kind == b"K":

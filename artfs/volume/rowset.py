@@ -33,14 +33,15 @@ class Pending:
 
 
 class RowSet:
-    """`at` is the epoch of a checkpoint whose rows are seen instead of the head's; nothing is pending then.  While a
-    restore changes the engine's rows, `moving` is what a reader of them waits for: nodes in memory are of before."""
+    """`fresh`: the engine has no row of it yet.  `at` is the epoch of a checkpoint whose rows are seen instead of the
+    head's; nothing is pending then.  While a restore changes the engine's rows, `moving` is what a reader of them waits
+    for: nodes in memory are of before."""
 
-    def __init__(self, engine: Engine, serial: Serial, at: Epoch | None = None) -> None:
+    def __init__(self, engine: Engine, serial: Serial, at: Epoch | None = None, fresh: bool = False) -> None:
         self.engine = engine
         self.serial = serial
         self.at = at
-        value = engine.get(serial, HEAD_KEY)
+        value = None if fresh else engine.get(serial, HEAD_KEY)
         self.head = Head.unpack(value) if value else Head(1, 1, 2, 0, 0, 0)
         self.epoch = self.head.epoch
         self.closed_batches: list[Pending] = []

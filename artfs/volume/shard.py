@@ -51,8 +51,12 @@ RETRY = 0.1, 5.0
 """Seconds between attempts of a commit that fails: at first, at most."""
 MAKING = 4096
 """Bytes of journal that a new namespace takes besides its document, at most."""
+SMALL = 512 << 10
+"""Bytes of a BLOB that are made with it, at most: with its document one record of the journal."""
 DOCUMENT_MAX = 1 << 20
 """Bytes of a namespace's document, at most."""
+IDLE_TREES = 1024
+"""Trees that are kept open although nobody uses them, about."""
 KICK_SHARE = 4
 """A commit starts when the journal is filled to this part, whatever the interval."""
 
@@ -100,6 +104,10 @@ class Shard:
         self.trouble: Exception | None = None
         self.commits = 0
         self.on_damage: Callable[[ArtfsError], None] = lambda error: None
+        self.brief: dict[Serial, None] = {}
+        self._glances = 0
+        self.on_close: Callable[[Tree], None] = lambda tree: None
+        self.on_commit: Callable[[Tree], None] = lambda tree: None
         self._started = 0
         self._swept: set[Serial] = set()
         self._lock = anyio.Lock()
@@ -128,13 +136,14 @@ class Shard:
                 tree.drop(tree.node(int.from_bytes(key[1:], "big")))
         return tree
 
-    def _open(self, namespace: Namespace) -> Tree:
+    def _open(self, namespace: Namespace, fresh: bool = False) -> Tree:
+        """`fresh`: the engine knows nothing of it yet."""
         try:
-            tree = Tree(self, namespace.serial, namespace.block_size)
+            tree = Tree(self, namespace.serial, namespace.block_size, fresh=fresh)
         except DamagedError as error:
             self.damaged(error)
             raise
-        self.objects.register(namespace.serial, namespace.prefix, tree.head.objects)
+        self.objects.register(namespace.serial, namespace.prefix, tree.head.objects, fresh)
         tree.locked |= self.failure is not None
         tree.blob = namespace.type is NamespaceType.BLOB
         if tree.blob:
@@ -148,26 +157,56 @@ class Shard:
         self.views.add(view)
         return view
 
-    def create(self, namespace: Namespace, mode: int) -> Tree:
-        """Enter it into the catalogue and make its root; as durable as any change of a tree.
-        Errors: ExistsError; InvalidError if its document is too long; FsError EROFS; MustWait."""
-        document = pack(namespace).encode()
+    def create(self, namespace: Namespace, mode: int, data: bytes = b"") -> Tree:
+        """Enter it into the catalogue and make its root, of a BLOB its file with `data` (`SMALL` bytes at most), too;
+        as durable as any change of a tree, all of it or nothing.
+        Errors: ExistsError; InvalidError if its document is too long; FsError EROFS, ENOSPC, EIO; MustWait."""
+        document, text = self.document(namespace, b"N", len(data))
+        if data and self.crowded and namespace.home is not None:
+            raise MustWait(self.wait_uploads)
+        self.catalogue.put(namespace, text)
+        self.catalogue.put_place(namespace)
+        self.remote.settle(namespace.serial, namespace.home)
+        self._swept.add(namespace.serial)
+        tree = self._open(namespace, fresh=True)
+        if tree.blob:
+            try:
+                tree.make_blob(
+                    mode, 0o666 & ~namespace.umask, namespace.uid, namespace.gid, namespace.created, document, data
+                )
+            except FsError:  # the bytes could not be written
+                self.catalogue.remove(namespace)
+                self.close_tree(namespace.serial)
+                raise
+        else:
+            tree.make_root(mode, namespace.uid, namespace.gid, document)
+        self.brief[namespace.serial] = None
+        return tree
+
+    def update(self, namespace: Namespace) -> None:
+        """Replace the document of a namespace that is there; as durable as any change of a tree.
+        Errors: ExistsError; InvalidError if it is too long; FsError EROFS; MustWait."""
+        document, text = self.document(namespace, b"U")
+        self.catalogue.put(namespace, text)
+        try:
+            self.log.append(namespace.serial, document)
+        except OSError as error:
+            self.damaged(ArtfsError(f"the journal cannot be written: {error}"))
+            raise FsError(errno.EIO) from error
+
+    def document(self, namespace: Namespace, kind: bytes, more: int = 0) -> tuple[bytes, str]:
+        """The journal entry of its document, `N` of a new one or `U`, and the document; there is room for that and
+        `more` bytes.  Errors: as `update`."""
+        text = pack(namespace)
+        document = text.encode()
         if len(document) > DOCUMENT_MAX:
             raise InvalidError(f"the metadata of a namespace may have {DOCUMENT_MAX} bytes of JSON; shorten it")
         if self.failure is not None:
             raise FsError(errno.EROFS)
-        need = MAKING + len(document)
+        need = MAKING + len(document) + more
         if self.log.used + need >= self.log.soft:
             raise MustWait(partial(self.wait_room, need))
-        self.catalogue.put(namespace)
-        self.catalogue.put_place(namespace)
-        self.remote.settle(namespace.serial, namespace.home)
-        self._swept.add(namespace.serial)
-        tree = self._open(namespace)
-        tree.make_root(mode, namespace.uid, namespace.gid, NAMESPACE.pack(b"N", len(document)) + document)
-        if tree.blob:
-            self._make_data(tree, namespace)
-        return tree
+        return NAMESPACE.pack(kind, len(document)) + document, text
 
     def _make_data(self, tree: Tree, namespace: Namespace) -> None:
         tree.create(tree.root(), BLOB_DATA, 0o666 & ~namespace.umask, namespace.uid, namespace.gid)
@@ -180,8 +219,40 @@ class Shard:
         self.remote.settle(namespace.serial, namespace.home)
         return self._open(namespace)
 
+    def glance(self, namespace: Namespace) -> Tree:
+        """`tree`, for whoever is done with it before the loop goes on; others make a `Volume`."""
+        serial = namespace.serial
+        tree = self.trees.get(serial)
+        if tree is None or serial not in self._swept:
+            tree = self.tree(namespace)
+            self._glances += 1
+            if not self._glances % IDLE_TREES:
+                self.close_idle()
+        self.brief.pop(serial, None)
+        self.brief[serial] = None
+        return tree
+
+    def close_idle(self) -> None:
+        """Let the trees go that were only glanced at, those of the longest ago first, down to `IDLE_TREES`."""
+        excess = len(self.brief) - IDLE_TREES
+        for serial in list(self.brief)[: max(excess, 0)]:
+            tree = self.trees.get(serial)
+            if tree is None:
+                del self.brief[serial]
+            elif self._is_idle(tree):
+                self.on_close(tree)
+                self.close_tree(serial)
+                self._swept.add(serial)
+
+    def _is_idle(self, tree: Tree) -> bool:
+        """Everything of it is in the engine, and nobody has hold of it."""
+        if tree in self.changed or tree.open_batch or tree.closed_batches or tree.orphans or tree.volumes:
+            return False
+        return tree.gate is None and tree.moving is None and not any(node.looks for node in tree.nodes.values())
+
     def close_tree(self, serial: Serial) -> None:
         tree = self.trees.pop(serial, None)
+        self.brief.pop(serial, None)
         if tree is not None:
             self.changed.discard(tree)
             self._swept.discard(serial)
@@ -289,6 +360,8 @@ class Shard:
         trees |= {tree for tree in self.trees.values() if tree.closed_batches}
         work: list[tuple[Tree, list[Pending]]] = []
         for tree in trees:
+            if tree.blob:
+                self.on_commit(tree)
             tree.cut()
             if tree.closed_batches:
                 work.append((tree, list(tree.closed_batches)))
@@ -318,6 +391,7 @@ class Shard:
             tree.committed(batches, sealed, lists)
         if isinstance(self.log, Journal):
             self.log.free(position)
+        self.close_idle()
         self.remote.look_at_room()
         self._room.set()
         self._room = anyio.Event()
@@ -363,6 +437,7 @@ class Shard:
             if tree.blob and tree.lookup(tree.root(), BLOB_DATA) is None:  # a crash came between the two records
                 self._make_data(tree, self.catalogue.by_serial[serial])
         self.catalogue.records["journal", "state"] = self.log.state()
+        self.brief.update(dict.fromkeys(self.trees))
         await self.commit()
         return count
 

@@ -7,6 +7,7 @@ operation.  Permissions are the caller's business: the kernel checks them for mo
 from __future__ import annotations
 
 import errno
+from collections.abc import Collection, Mapping
 from stat import S_IFDIR, S_IFLNK, S_IFREG, S_ISGID
 
 from artfs.blocks import Block
@@ -14,7 +15,9 @@ from artfs.errors import DamagedError, FsError
 from artfs.meta import Checkpoint
 from artfs.types import Epoch, Serial
 from artfs.volume.attributes import Attributes
+from artfs.volume.data import DIRECT
 from artfs.volume.inodes import ROOT, Owner
+from artfs.volume.journal import WRITE
 from artfs.volume.node import Dentry, Node
 from artfs.volume.rows import BLOCK_KEY, DENTRY
 from artfs.volume.rowset import Pending
@@ -30,11 +33,13 @@ RESERVED = frozenset((b".checkpoints",))
 """Names in a namespace's root that belong to the control surface."""
 BLOB_DATA = b"_data"
 """The one file of a BLOB."""
+CAPABILITY = b"security.capability"
+NOTHING: Mapping[bytes, bytes] = {}
 
 
 class Tree(Attributes):
     """One namespace's files, or with `at` those that a checkpoint saw, read-only.  `checkpoints` is in order of
-    epochs, those that are not committed yet included."""
+    epochs, those that are not committed yet included.  `volumes`: who has hold of the tree from step to step."""
 
     def __init__(
         self,
@@ -44,15 +49,20 @@ class Tree(Attributes):
         *,
         at: Epoch | None = None,
         number: int | None = None,
+        fresh: bool = False,
     ) -> None:
-        super().__init__(owner, serial, block_size, at=at, number=number)
+        super().__init__(owner, serial, block_size, at=at, number=number, fresh=fresh)
         self.blob = False
         self.lasting = True
-        self.checkpoints = self.engine.checkpoints(serial) if at is None else []
+        self.volumes: Collection[object] = ()
+        self.checkpoints = self.engine.checkpoints(serial) if at is None and not fresh else []
 
     def make_root(self, mode: int, uid: int, gid: int, before: bytes = b"") -> None:
         """The root directory of a new namespace.  `before`: journal entries of the same record."""
-        time = self.begin()
+        root = self._root(mode, uid, gid, self.begin())
+        self.log(before + self.save(root))
+
+    def _root(self, mode: int, uid: int, gid: int, time: int) -> Node:
         root = Node(self, ROOT, self.number << 32 | ROOT, S_IFDIR | mode, uid, gid, 0, time)
         root.nlink = 2
         root.parent = ROOT
@@ -60,7 +70,25 @@ class Tree(Attributes):
         self.numbers = ROOT + 1
         self.used_inodes += 1
         self.nodes[ROOT] = root
-        self.log(before + self.save(root))
+        return root
+
+    def make_blob(
+        self, mode: int, data_mode: int, uid: int, gid: int, time: int, before: bytes, data: bytes = b""
+    ) -> Node:
+        """The root directory of a new BLOB and its one file with its bytes, in one record with `before`: all of it is
+        there after a crash, or nothing.  All times are `time`.  Returns the file."""
+        self.begin()
+        root = self._root(mode, uid, gid, time)
+        node = self._new(root, S_IFREG | data_mode & 0o7777, uid, gid, 0, time)
+        self.used_inodes += 1
+        entries = before + self.save(root) + self.save(node) + self._enter(root, BLOB_DATA, node)
+        loose = b""
+        if data:
+            written, loose = self._write_parts(node, 0, data)
+            node.size = len(data)
+            entries += written + self.save(node)
+        self.log(entries, loose)
+        return node
 
     def root(self) -> Node:
         return self.node(ROOT)
@@ -243,8 +271,9 @@ class Tree(Attributes):
         node.ctime = folder.mtime = folder.ctime = time
         self.log(self.save(folder) + self.save(node) + self._enter(folder, name, node))
 
-    def replace(self, node: Node, folder: Node, name: bytes) -> Node | None:
+    def replace(self, node: Node, folder: Node, name: bytes, before: bytes = b"") -> Node | None:
         """Give an inode without a name this one, at once in place of the file that has it; returns that one.
+        `before`: journal entries of the same record.
         Errors: FsError EISDIR, ENOENT (a removed directory), ENAMETOOLONG."""
         other = self.lookup(folder, name)
         if other is None:
@@ -258,10 +287,66 @@ class Tree(Attributes):
         self.adopt(node)
         node.nlink = 1
         node.ctime = folder.mtime = folder.ctime = time
-        self.log(entries + self.save(folder) + self.save(node) + self._enter(folder, name, node))
+        self.log(before + entries + self.save(folder) + self.save(node) + self._enter(folder, name, node))
         if other is not None:
             self._let_go(other)
         return other
+
+    def put_file(
+        self,
+        folder: Node,
+        name: bytes,
+        mode: int,
+        uid: int,
+        gid: int,
+        data: bytes | memoryview,
+        attributes: Mapping[bytes, bytes] = NOTHING,
+    ) -> Node:
+        """A file with these bytes, 1 MiB at most, and extended attributes, at once in place of the file that has the
+        name, whose attributes it takes over: `make_unnamed`, `write` and `replace` in one record.
+        Errors: FsError EISDIR, EPERM, ENOENT (a removed directory), ENAMETOOLONG, ENOSPC."""
+        other = self.lookup(folder, name)
+        if other is None:
+            if folder.ino == ROOT and name in RESERVED:
+                raise FsError(errno.EPERM)
+            if folder.nlink == 0:
+                raise FsError(errno.ENOENT)
+        elif not other.is_file:
+            raise FsError(errno.EISDIR if other.kids is not None else errno.EPERM)
+        elif other.xattrs:
+            kept = {each: self.getxattr(other, each) for each in self.listxattr(other) if each != CAPABILITY}
+            attributes = {**kept, **attributes}
+        time = self.begin()
+        node = self._new(folder, S_IFREG | mode & 0o7777, uid, gid, 0, time)
+        entries = self.save(node)  # replay needs the inode before its bytes
+        loose = b""
+        if 0 < len(data) < DIRECT:
+            loose = bytes(data)
+            entries += WRITE.pack(b"W", node.ino, 0, len(loose))
+            block: Block = [(0, len(loose), loose, 0)]
+            node.blocks = {0: block}
+            self.blocks[self._key(node, 0)] = block
+            node.size = node.allocated = len(loose)
+            self.used_bytes += len(loose)
+        elif data:
+            try:
+                written, loose = self._write_parts(node, 0, data)
+            except BaseException:
+                del self.nodes[node.ino], self.idle[node.ino], self.rows[node.key]
+                raise
+            entries += written
+            node.size = len(data)
+        self.used_inodes += 1
+        for each, value in attributes.items():
+            entries += self.row(self._xattr_key(node, each), value)
+        node.xattrs = len(attributes)
+        if other is not None:
+            entries += self._leave(folder, name) + self._unlinked(other, time)
+        folder.mtime = folder.ctime = time
+        self.log(entries + self.save(folder) + self.save(node) + self._enter(folder, name, node), loose)
+        if other is not None:
+            self._let_go(other)
+        return node
 
     # removing
     def unlink(self, folder: Node, name: bytes) -> Node:

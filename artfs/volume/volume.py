@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from stat import S_IFMT, S_IFREG
 from time import gmtime, strftime, time_ns
 from typing import Any
+from weakref import WeakSet
 
 import anyio
 from anyio import to_thread
@@ -55,6 +56,7 @@ class Volume:
         self.shard = shard
         self.namespace = namespace
         self.tree: Tree = shard.tree(namespace)
+        self.tree.volumes = WeakSet([*self.tree.volumes, self])
 
     # checkpoints
     def checkpoints(self, all: bool = False) -> list[Checkpoint]:

@@ -25,10 +25,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from tests.bench import own, report
+from tests.bench import api, objects, own, report
+from tests.bench.api_rows import PEERS as API_PEERS
+from tests.bench.api_rows import ApiSizes, api_bars, api_rows
 from tests.bench.peers import Peer, PeerError, is_mounted, start
 from tests.bench.report import PEERS, SUBJECT, Results
-from tests.bench.rows import Sizes, bars, rows
+from tests.bench.rows import Sizes, bars, object_rows, rows
 from tests.bench.works import WORKS, Stock, WrongAnswer, can_drop_caches, make_stock
 
 LIMIT = 600.0
@@ -47,6 +49,13 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     p.add_argument("--json", type=Path, metavar="FILE", help="write every sample, ratio and verdict there")
     p.add_argument("--artfs", default=shlex.join([sys.executable, "-m", "artfs"]), metavar="CMD", help="%(default)s")
     p.add_argument("--scratch", type=Path, metavar="DIR", help="where to work: a disk, not a tmpfs (TMPDIR or /tmp)")
+    p.add_argument(
+        "--seeds",
+        type=Path,
+        metavar="DIR",
+        default=Path(".venv-seeds"),
+        help="a virtual environment with the packages of the api rows, made where it is missing; %(default)s",
+    )
     p.add_argument("--strict", action="store_true", help="a missed floor or bar makes the exit code 1")
     p.add_argument("--list", action="store_true", help="print the names of the rows and end")
     found = p.parse_args(argv)
@@ -89,12 +98,17 @@ def compete(results: Results, wanted: set[str], peers: Sequence[Peer], sizes: Si
 
 def run(options: argparse.Namespace, scratch: Path) -> int:
     sizes = Sizes.at(options.scale)
-    all_rows, all_bars = rows(sizes), bars(sizes)
+    api_sizes = ApiSizes.at(options.scale)
+    all_rows, s3_rows, apis = rows(sizes), object_rows(sizes), api_rows(api_sizes)
+    all_bars = [*bars(sizes), *api_bars(api_sizes)]
+    judged = [*all_rows, *s3_rows, *apis]
     specs = [s for s in options.peers.split(",") if s]
     patterns = [p for p in options.only.split(",") if p]
-    wanted = report.chosen([*(r.name for r in all_rows), *(b.name for b in all_bars)], patterns)
+    wanted = report.chosen([*(r.name for r in judged), *(b.name for b in all_bars)], patterns)
     shared = wanted & {r.name for r in all_rows}
-    alone = wanted & {b.name for b in all_bars}
+    with_s3 = {name for name in wanted if name.startswith("s3_")}
+    with_api = {name for name in wanted if name.startswith("api_")}
+    alone = wanted & {b.name for b in all_bars} - with_s3 - with_api
     command = shlex.split(options.artfs)
     results = Results()
     if not can_drop_caches():
@@ -117,13 +131,30 @@ def run(options: argparse.Namespace, scratch: Path) -> int:
             own.measure(results, alone, command, scratch, sizes, options.rounds)
         except PeerError as error:
             results.failures["own @ artfs"] = str(error)
+    if SUBJECT in specs and with_s3:
+        say("artfs before an S3 server")
+        try:
+            objects.measure(results, with_s3, command, scratch, sizes, options.rounds)
+        except (PeerError, OSError, ImportError, RuntimeError) as error:
+            results.failures["objects @ artfs"] = f"{type(error).__name__}: {error}"
+    if SUBJECT in specs and with_api:
+        say("the Python API")
+        try:
+            api.measure(results, with_api, options.seeds, scratch, api_sizes, options.rounds)
+        except (PeerError, OSError, RuntimeError) as error:
+            results.failures["api @ artfs"] = f"{type(error).__name__}: {error}"
     present = [peer.name for peer in peers]
-    for part in (report.table(results, all_rows, present), report.own_table(results, all_bars)):
+    for part in (
+        report.table(results, all_rows, present),
+        report.table(results, s3_rows, [objects.PLAIN, objects.QUIET, SUBJECT]),
+        report.table(results, apis, [*API_PEERS, SUBJECT]),
+        report.own_table(results, all_bars),
+    ):
         if part:
             print("\n".join(part), end="\n\n")
-    if SUBJECT in present:
+    if SUBJECT in present or with_api:
         print(f"÷ peer: speed of artfs as a multiple of the peer's (medians of {options.rounds} rounds)")
-    missed = report.missed(results, all_rows, all_bars)
+    missed = report.missed(results, judged, all_bars)
     for line in missed:
         print(f"missed: {line}")
     for where, what in results.failures.items():
@@ -137,7 +168,7 @@ def run(options: argparse.Namespace, scratch: Path) -> int:
             "python": platform.python_version(),
             "scratch_file_system": _file_system(scratch),
         }
-        found = report.document(results, all_rows, all_bars, present, about)
+        found = report.document(results, judged, all_bars, present, about)
         options.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     return 1 if results.failures or (options.strict and missed) else 0
 
@@ -155,7 +186,9 @@ def main(argv: Sequence[str]) -> int:
     options = arguments(argv)
     if options.list:
         sizes = Sizes.at(options.scale)
-        titles = {r.name: r.title for r in rows(sizes)} | {b.name: b.title for b in bars(sizes)}
+        api_sizes = ApiSizes.at(options.scale)
+        titles = {r.name: r.title for r in rows(sizes) + object_rows(sizes) + api_rows(api_sizes)}
+        titles |= {b.name: b.title for b in bars(sizes) + api_bars(api_sizes)}
         for name, title in titles.items():
             print(f"{name:20} {title}")
         return 0

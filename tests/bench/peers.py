@@ -106,14 +106,14 @@ class ArtfsMount:
     def mounted(self) -> Iterator[None]:
         self.mount.mkdir(exist_ok=True)
         try:
-            self._run("--root", str(self.root), "mount", str(self.mount))
+            self.run("--root", str(self.root), "mount", str(self.mount))
             if not is_mounted(self.mount):
                 raise PeerError(f"`artfs mount` returned, but nothing is mounted on {self.mount}")
             yield
         finally:
             if is_mounted(self.mount):
                 with contextlib.suppress(PeerError):
-                    self._run("umount", str(self.mount))
+                    self.run("umount", str(self.mount))
             _detach(self.mount)
             _end(self.pids)
 
@@ -124,12 +124,13 @@ class ArtfsMount:
 
     def destroy(self, path: str) -> None:
         """A namespace, whatever it holds."""
-        self._run("--root", str(self.root), "ns", "delete", path)
+        self.run("--root", str(self.root), "ns", "delete", path)
 
     def pids(self) -> list[int]:
         return [pid for pid in _all_pids() if str(self.mount) in _command_line(pid)]
 
-    def _run(self, *arguments: str) -> None:
+    def run(self, *arguments: str) -> None:
+        """A command of artfs.  Raises PeerError when it fails."""
         # A file, not a pipe: the process that stays behind would keep a pipe open.
         log = self.mount.with_name(self.mount.name + ".log")
         with log.open("wb") as out:
@@ -185,11 +186,20 @@ def is_mounted(mount: Path) -> bool:
 
 
 def resident_mib(pids: Sequence[int]) -> float:
-    """VmRSS of the processes together, in MiB."""
+    """What the processes have in memory now, together, in MiB."""
+    return _status_mib(pids, "VmRSS:")
+
+
+def peak_mib(pids: Sequence[int]) -> float:
+    """The most that each of the processes had, together, in MiB."""
+    return _status_mib(pids, "VmHWM:")
+
+
+def _status_mib(pids: Sequence[int], key: str) -> float:
     total = 0
     for pid in pids:
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
+            if line.startswith(key):
                 total += int(line.split()[1])
     return total / 1024
 

@@ -20,6 +20,7 @@ class Sizes:
     files: int
     warm_passes: int
     stream_mib: int
+    small_files: int
     random_mib: int
     random_writes: int
     tree_files: int
@@ -39,6 +40,7 @@ class Sizes:
             files=n(2000, 20),
             warm_passes=5,
             stream_mib=n(1024),
+            small_files=n(1000),
             random_mib=n(512),
             random_writes=n(20_000, 100),
             tree_files=n(2000),
@@ -109,6 +111,23 @@ def rows(s: Sizes) -> list[Row]:
     ]
 
 
+def object_rows(s: Sizes) -> list[Row]:
+    """Rows with an S3 server behind the mount; the peers are those of tests.bench.objects."""
+    rate, seconds = Unit.RATE, Unit.SECONDS
+    return [
+        Row("s3_write", f"s3: write {s.stream_mib} MiB + sync", rate, s.stream_mib, (Floor("plain", 0.8),)),
+        Row("s3_read", f"s3: read {s.stream_mib} MiB, cold", rate, s.stream_mib, (Floor("plain", 0.8),)),
+        Row("s3_small", f"s3: {s.small_files} files of 1 KiB + sync", seconds, 1, (Floor("plain", 10),)),
+        Row(
+            "s3_busy",
+            f"s3: write {max(s.stream_mib // 4, 1)} MiB + fsync, uploads under way",
+            rate,
+            max(s.stream_mib // 4, 1),
+            (Floor("quiet", 0.5),),
+        ),
+    ]
+
+
 def bars(s: Sizes) -> list[Bar]:
     """artfs' own figures, in the order of the table."""
     return [
@@ -120,6 +139,7 @@ def bars(s: Sizes) -> list[Bar]:
         Bar("clone", f"clone of {s.many} files", "s", 1),
         Bar("first_answer", f"mount of that store to first answer ({2 * s.many} files)", "s", 1),
         Bar("rss", f"resident after walking {2 * s.many} files", "MiB", 400),
+        Bar("s3_rss", "s3: peak resident (journal of 128 MiB + 150)", "MiB", 278),
         Bar("split_requests", "create: requests each", ""),
         Bar("split_kernel", "per request: kernel + loop", "µs"),
         Bar("split_function", "per request: our function", "µs"),

@@ -161,3 +161,26 @@ def test_what_is_not_uploaded_is_not_evicted(store: Backed) -> None:
         drop_kernel_cache()
         right(base, [*old, *new], 6 * MIB)
     store.fsck()
+
+
+def test_what_was_verified_stays_right_when_its_neighbour_is_fetched_again(store: Backed) -> None:
+    """A chunk that lies in two pieces is wrong in the second, so both are fetched again, wrong by now.  The first holds
+    chunks that were verified before."""
+    store.env["ARTFS_READ_AHEAD"] = "0"
+    sizes = {"first": 3 * MIB + MIB // 2, "across": MIB, "last": 100_000}
+    with store.running():
+        base = store.workspace("w")
+        for name, size in sizes.items():
+            write(base / name, size)
+        store.ok("sync")
+        store.ok("cache", "drop")
+        drop_kernel_cache()
+        right(base, ["first"], sizes["first"])
+        store.proxy.misbehave(Fault.CORRUPT, {Kind.GET})
+        with store.proxy.counting() as seen, pytest.raises(OSError, match="Input/output error"):
+            (base / "across").read_bytes()
+        assert seen.struck(), seen
+        store.proxy.heal()
+        drop_kernel_cache()
+        for name, size in sizes.items():
+            right(base, [name], size)

@@ -7,7 +7,6 @@ the store has uploaded everything without anybody's help; another machine can th
 from __future__ import annotations
 
 import errno
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +24,8 @@ from tests.faults.resolver.sitecustomize import NAME
 
 pytestmark = [pytest.mark.fuse, pytest.mark.slow]
 
+NAMES_KEPT = 11.0
+"""Seconds, just above those for which aiohttp remembers what a name resolves to."""
 ALL = tuple(Kind)
 UPWARD = (Kind.PUT, Kind.PART)
 
@@ -148,13 +149,21 @@ def resolved(store: Backed, tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_name_that_does_not_resolve(store: Backed, tmp_path: Path) -> None:
-    """Existing connections are ended with it, or nothing would ask for the name."""
+    """For longer than clients remember a name; existing connections end, or nothing would ask for it."""
     with resolved(store, tmp_path) as switch:
+        refused = switch.with_name(f"{switch.name}.refused")
+        struck = []
 
         def fail() -> None:
             switch.touch()
+            time.sleep(NAMES_KEPT)
             with store.proxy.outage():
                 pass
 
-        trial(store, tmp_path, fail, fail, lambda: switch.unlink(missing_ok=True), max(1, ROUNDS // 10))
-    assert os.listdir(tmp_path)
+        def heal() -> None:
+            struck.append(refused.stat().st_size if refused.exists() else 0)
+            switch.unlink(missing_ok=True)
+
+        trial(store, tmp_path, fail, fail, heal, max(1, ROUNDS // 10))
+        print("names refused, by the end of each fault:", struck)
+        assert 0 < struck[0] < struck[1], "the fault did not strike both writing and reading"

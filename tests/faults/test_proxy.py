@@ -131,7 +131,8 @@ def test_it_passes_bodies_and_counts(proxy: Proxy, client: http.client.HTTPConne
     assert kept["/b/k"] == BODY
     with proxy.counting() as seen, proxy.counting() as twin:
         assert get(client) == get(client, "/b/k?chunked") == BODY
-    assert get(client, "/b/k?endless") == BODY
+    with proxy.counting():
+        assert get(client, "/b/k?endless") == BODY
     assert [(r.kind, r.received) for r in seen.requests] == [(Kind.GET, len(BODY))] * 2
     assert twin.requests == seen.requests
     assert [(r.kind, r.sent, r.status, r.fault) for r in proxy.seen.of(Kind.PUT)] == [(Kind.PUT, len(BODY), 200, None)]
@@ -156,7 +157,8 @@ def test_an_error_instead_of_an_answer(
     client.request("PUT", "/b/k", BODY)
     assert b"<Code>AccessDenied</Code>" in client.getresponse().read()
     assert kept == {}
-    assert put(client) == 200
+    with proxy.counting():
+        assert put(client) == 200
     assert proxy.seen.struck() == 2
 
 
@@ -231,18 +233,20 @@ def test_an_outage_refuses_and_resets(proxy: Proxy, client: http.client.HTTPConn
 def test_probability_and_concurrency(proxy: Proxy) -> None:
     proxy.misbehave(Fault.ANSWER, {Kind.GET}, probability=0.5)
     connections = [http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=10) for _ in range(4)]
-    for connection in connections:
-        for _ in range(25):
-            get(connection)
-    assert 25 < proxy.seen.struck() < 75
-    assert proxy.seen.at_once(Kind.GET) == 1
+    with proxy.counting() as seen:
+        for connection in connections:
+            for _ in range(25):
+                get(connection)
+    assert 25 < seen.struck() < 75
+    assert seen.at_once(Kind.GET) <= 2  # a client may have its answer, and ask again, before the end is recorded
     proxy.heal()
     proxy.misbehave(Fault.SLOW, {Kind.PUT}, rate=100_000)
     bodies = [threading.Thread(target=put, args=(c, f"/b/{n}", BODY[:30_000])) for n, c in enumerate(connections)]
-    for thread in bodies:
-        thread.start()
-    for thread in bodies:
-        thread.join()
-    assert proxy.seen.at_once(Kind.PUT) == 4
+    with proxy.counting() as seen:
+        for thread in bodies:
+            thread.start()
+        for thread in bodies:
+            thread.join()
+    assert seen.at_once(Kind.PUT) == 4
     for connection in connections:
         connection.close()

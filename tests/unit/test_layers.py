@@ -27,7 +27,7 @@ LAYERS = [
     "artfs.control artfs.volume",
     "artfs.vfs",
     "artfs.store",
-    "artfs.compat artfs.config",
+    "artfs.compat artfs.config artfs.namespace",
     "artfs.fuse",
     "mountd",
     "artfs.cli",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from artfs.errors import ArtfsError, InvalidError
 from artfs.grid import check_namespace_name
-from artfs.store.choosing import plain_kind
+from artfs.store.choosing import Place, plain_kind
 from artfs.store.operations.base import Operations
 from artfs.store.operations.transfer import read_all, write_all
 from artfs.store.public_errors import InvalidArgumentError, public
@@ -44,26 +45,53 @@ class NamespaceOperations(Operations):
             type, scope = NamespaceType(type), StorageScope(scope)
         except ValueError as error:
             raise InvalidArgumentError(str(error)) from None
-        arguments = {
+        arguments: dict[str, Any] = {
             "type": str(type),
             "scope": str(scope),
             "name": _name(name),
             "ttl_seconds": ttl_seconds(ttl_hours),
             "metadata": None if metadata is None else dict(metadata),
             "user": user_id,
-            **self._home(scope, provider_type, provider_config),
         }
+        if scope is StorageScope.USER and user_id is None and session_id is None and store._bound is None:
+            raise InvalidArgumentError("user_id required for USER scope")
+        who = {"session_id": session_id, "user_id": user_id}
+        kind = provider_type or store._scope_kinds.get(scope)
+        other = None if kind is None else self._other(kind, provider_config)
+        if other is not None:
+            return NamespaceInfo(**await self._create_elsewhere(other, scope, arguments, who))
+        arguments |= self._home(scope, provider_type, provider_config)
         if scope is StorageScope.SESSION:
-            made = await store._call_in_session(
-                "api_create", session_id=session_id, user_id=user_id, **arguments
-            )
+            made = await store._call_in_session("api_create", **who, **arguments)
         else:
-            made = await store._call("api_create", session_id=session_id, user_id=user_id, **arguments)
+            made = await store._call("api_create", **who, **arguments)
         return NamespaceInfo(**made)
 
-    def _home(
-        self, scope: StorageScope, provider_type: str | None, config: Mapping[str, Any] | None
+    def _other(self, kind: str, config: Mapping[str, Any] | None) -> Place | None:
+        try:
+            return self._store._place_of(plain_kind(kind), config)
+        except ArtfsError as error:
+            raise public(error) from error
+
+    async def _create_elsewhere(
+        self, place: Place, scope: StorageScope, arguments: dict[str, Any], who: dict[str, str | None]
     ) -> dict[str, Any]:
+        """In the store that the provider gives, with the session that it belongs to."""
+        store = self._store
+        handle = store._elsewhere.at(place)
+        arguments |= {"provider": place.home, "provider_type": place.kind, "who": store._who(**who)}
+        try:
+            if scope is StorageScope.SESSION:
+                session = await store._call("api_session_info", id=await store._session_for(**who))
+                left = datetime.fromisoformat(session["expires_at"]) - datetime.now(UTC)
+                arguments["session"] = session["session_id"]
+                await store._elsewhere.in_session(handle, session, left.total_seconds(), store.sandbox_id)
+            made: dict[str, Any] = await handle.do("api_create", sandbox=store.sandbox_id, **arguments)
+        except ArtfsError as error:
+            raise public(error) from error
+        return made
+
+    def _home(self, scope: StorageScope, provider_type: str | None, config: Mapping[str, Any] | None) -> dict[str, Any]:
         """Where the bytes of a new namespace go, as `api_create` takes it."""
         store = self._store
         kind = provider_type or store._scope_kinds.get(scope)
@@ -89,9 +117,7 @@ class NamespaceOperations(Operations):
         may be left out in a BLOB."""
         if isinstance(data, str):
             data = data.encode()
-        await write_all(
-            self._store, namespace_id, path, data, mime=mime, session_id=session_id, user_id=user_id
-        )
+        await write_all(self._store, namespace_id, path, data, mime=mime, session_id=session_id, user_id=user_id)
 
     async def read_namespace(
         self,
@@ -199,9 +225,7 @@ class NamespaceOperations(Operations):
         self, namespace_id: str, *, session_id: str | None = None, user_id: str | None = None
     ) -> list[CheckpointInfo]:
         """The oldest first."""
-        found = await self._store._call(
-            "api_checkpoints", id=namespace_id, session_id=session_id, user_id=user_id
-        )
+        found = await self._store._call("api_checkpoints", id=namespace_id, session_id=session_id, user_id=user_id)
         return [CheckpointInfo(**info) for info in found]
 
     async def restore_namespace(

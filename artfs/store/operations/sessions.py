@@ -67,8 +67,13 @@ class SessionOperations(Operations):
         return int(await self._store._call("api_cleanup"))
 
     async def _found(self, method: str, session_id: str, **arguments: Any) -> dict[str, Any] | None:
+        store = self._store
         try:
-            found: dict[str, Any] = await self._store._call(method, id=session_id, **arguments)
+            found: dict[str, Any] = await store._call(method, id=session_id, **arguments)
+            if store._elsewhere and method in ("api_session_extend", "api_session_delete"):
+                await store._elsewhere.everywhere(
+                    method, {"id": session_id, "sandbox": store.sandbox_id, "who": store._who(None, None), **arguments}
+                )
         except SessionError as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -20,6 +21,7 @@ async def write_all(
     data: bytes | bytearray | memoryview,
     *,
     mime: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
     session_id: str | None = None,
     user_id: str | None = None,
 ) -> None:
@@ -28,11 +30,18 @@ async def write_all(
         data = bytes(data)
     if len(data) <= PART:
         await store._call(
-            "api_write", id=id, path=path, data=data, mime=mime, session_id=session_id, user_id=user_id
+            "api_write",
+            id=id,
+            path=path,
+            data=data,
+            mime=mime,
+            metadata=metadata,
+            session_id=session_id,
+            user_id=user_id,
         )
         return
     handle = await store._call(
-        "api_write_begin", id=id, path=path, mime=mime, session_id=session_id, user_id=user_id
+        "api_write_begin", id=id, path=path, mime=mime, metadata=metadata, session_id=session_id, user_id=user_id
     )
     try:
         view = memoryview(data)

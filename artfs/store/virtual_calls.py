@@ -1,0 +1,415 @@
+"""The calls of the Python API on directories, metadata and many files at once: what `virtual_fs` is made of."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatch
+from functools import partial
+from stat import S_IFDIR
+from struct import Struct
+from time import perf_counter
+from typing import Any
+
+from anyio.lowlevel import checkpoint
+
+from artfs.errors import ArtfsError, FsError, NotFoundError
+from artfs.store.identity import Who
+from artfs.store.namespace_calls import Info
+from artfs.store.tree_calls import (
+    MIME,
+    VIRTUAL,
+    Names,
+    attribute_of,
+    attributes_of,
+    file_at,
+    merged,
+    metadata_of,
+    unsealed,
+)
+from artfs.store.whole_calls import WHOLE_MAX, WholeCalls
+from artfs.types import NamespaceType
+from artfs.vfs import Files, copy
+from artfs.vfs.files import SLICE
+from artfs.vfs.stat import TYPES
+from artfs.vfs.walk import found, parts_of, walk
+from artfs.volume.attributes import ATIME, ATIME_NOW, META, MTIME, MTIME_NOW
+from artfs.volume.catalogue import Namespace
+from artfs.volume.inodes import ROOT
+from artfs.volume.node import Node
+from artfs.volume.tree import BLOB_DATA, Tree
+from artfs.volume.waiting import MustWait, run
+
+HEADER = Struct(">I")
+TOO_LARGE = -2
+MISSING = -1
+
+
+class VirtualCalls(WholeCalls):
+    """Part of `Service`."""
+
+    # looking
+    def api_names(self, id: str, path: str = "/", who: Who = None, sandbox: str = "") -> list[str]:
+        """What is in a directory, in order of names.  Errors: NotFoundError, PathError ENOTDIR."""
+        namespace = self._for("api_names", id, who, sandbox)
+        place = self._place(namespace, path)
+        inside = self._within(place)
+
+        def work(tree: Tree) -> list[str]:
+            names = [os.fsdecode(name) for name, _ in tree.listing(found(tree, inside))]
+            if not parts_of(place) and namespace.type is NamespaceType.WORKSPACE:
+                names.append(VIRTUAL[namespace.type])
+            return sorted(names)
+
+        return self._looking(namespace, work, place)
+
+    def api_look(self, id: str, path: str, who: Who = None, sandbox: str = "") -> Info | None:
+        """What a path leads to, as `NodeInfo` wants it; None if there is nothing."""
+        namespace = self._for("api_look", id, who, sandbox)
+        place = self._place(namespace, path)
+        inside = self._within(place)
+        if parts_of(place) == [VIRTUAL[namespace.type].encode()]:
+            return {**_VIRTUAL_INFO, "created": namespace.created, "size": len(self._virtual(namespace))}
+
+        def work(tree: Tree) -> Info | None:
+            try:
+                node = walk(tree, inside).node
+            except FsError as error:
+                if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                    return None
+                raise
+            return None if node is None else {**_described(tree, node), "created": namespace.created}
+
+        try:
+            return self._looking(namespace, work, place)
+        except NotFoundError:
+            self.store.alive(namespace)
+            return None
+
+    async def api_find(
+        self, id: str, pattern: str = "*", path: str = "/", recursive: bool = True, who: Who = None, sandbox: str = ""
+    ) -> list[str]:
+        """Paths of the files below a directory whose names match, in order."""
+        namespace = self._for("api_find", id, who, sandbox)
+        place = self._place(namespace, path)
+        volume = self.store.volume(namespace)
+        await self.store.settle(volume)
+        with self._naming(namespace, place):
+            tree, inside = await Files(volume, self.store.names_changed).version(place)
+            top = await run(found, tree, inside)
+            matched: list[str] = []
+            todo = [("/" + os.fsdecode(b"/".join(parts_of(place))), top.ino)]
+            while todo:
+                where, ino = todo.pop()
+                try:
+                    listed = await run(lambda ino=ino: tree.listing(tree.node(ino)))  # type: ignore[misc]
+                except FsError as error:
+                    if error.errno not in (errno.ESTALE, errno.ENOTDIR) or ino == top.ino:
+                        raise
+                    continue
+                for count, (name, entry) in enumerate(listed):
+                    text = os.fsdecode(name)
+                    if entry.type == S_IFDIR >> 12:
+                        if recursive:
+                            todo.append((f"{where.rstrip('/')}/{text}", entry.ino))
+                    elif fnmatch(text, pattern):
+                        matched.append(f"{where.rstrip('/')}/{text}")
+                    if not (count + 1) % (SLICE * 8):
+                        await checkpoint()
+                await checkpoint()
+        return sorted(matched)
+
+    async def api_stats(self, id: str, who: Who = None, sandbox: str = "") -> Info:
+        """Of the namespace; sizes are bytes."""
+        namespace = self._for("api_stats", id, who, sandbox)
+        volume = self.store.volume(namespace)
+        await self.store.settle(volume)
+        tree, folders, todo = volume.tree, 0, [ROOT]
+        while todo:
+            ino = todo.pop()
+            try:
+                listed = await run(lambda ino=ino: tree.listing(tree.node(ino)))  # type: ignore[misc]
+            except FsError as error:  # removed meanwhile
+                if error.errno != errno.ESTALE:
+                    raise
+                continue
+            folders += 1
+            todo += [entry.ino for _, entry in listed if entry.type == S_IFDIR >> 12]
+            await checkpoint()
+        files = max(tree.used_inodes - folders, 0)
+        return {
+            "provider": self.provider_kind(namespace),
+            "total_size_bytes": tree.used_bytes,
+            "file_count": files,
+            "directory_count": folders,
+            "total_nodes": files + folders,
+        }
+
+    async def api_url(
+        self, id: str, path: str | None = None, expires: float = 3600, who: Who = None, sandbox: str = ""
+    ) -> str | None:
+        """A URL to a BLOB's bytes; other files have none."""
+        namespace = self._for("api_url", id, who, sandbox)
+        if namespace.type is not NamespaceType.BLOB or parts_of(self._place(namespace, path)) != [BLOB_DATA]:
+            return None
+        return await self.store.blobs.presign(namespace, expires)
+
+    # changing
+    def api_mkdir(self, id: str, path: str, who: Who = None, sandbox: str = "") -> bool:
+        """With the directories that it lacks; False: there is one already."""
+        namespace = self._for("api_mkdir", id, who, sandbox)
+        place = self._place(namespace, path)
+
+        def work(tree: Tree, names: Names) -> bool:
+            spot = self._spot(tree, namespace, place, names)
+            if spot.node is not None and spot.node.kids is not None:
+                return False
+            if spot.node is not None:
+                raise FsError(errno.EEXIST)
+            self._folder(tree, namespace, place, names)
+            self._trim(tree)
+            return True
+
+        return self._changing(namespace, work, place)
+
+    def api_remove(
+        self,
+        id: str,
+        path: str,
+        recursive: bool = False,
+        folder: bool = False,
+        who: Who = None,
+        sandbox: str = "",
+    ) -> None:
+        """A file, or an empty directory (`folder`: nothing else), or with `recursive` all that is below."""
+        namespace = self._for("api_remove", id, who, sandbox)
+        place = self._place(namespace, path)
+        if recursive:
+            files = Files(self.store.volume(namespace), self.store.names_changed)
+            raise MustWait(partial(files.remove, place, recursive=True), final=True)
+        self._changing(namespace, partial(_remove, place, folder), place)
+
+    def api_move(self, id: str, source: str, target: str, who: Who = None, sandbox: str = "") -> None:
+        """rename(2), into `target` if that is a directory, with the directories that it lacks."""
+        namespace = self._for("api_move", id, who, sandbox)
+        here, there = self._place(namespace, source), self._place(namespace, target)
+
+        def work(tree: Tree, names: Names) -> None:
+            origin = walk(tree, here, follow=False)
+            if origin.node is None:
+                raise FsError(errno.ENOENT)
+            spot = self._spot(tree, namespace, there, names, follow=False)
+            folder, name = spot.folder, spot.name
+            if spot.node is not None and spot.node.kids is not None and spot.node is not origin.node:
+                folder, name = spot.node, origin.name
+            if not origin.name or not name:
+                raise FsError(errno.EBUSY)
+            with unsealed(tree):
+                tree.rename(origin.folder, origin.name, folder, name)
+            names.extend([(origin.folder, origin.name), (folder, name)])
+
+        if VIRTUAL[namespace.type].encode() in (b"/".join(parts_of(here)), b"/".join(parts_of(there))):
+            raise self._named(namespace, here, FsError(errno.EPERM))
+        self._changing(namespace, work, here)
+
+    async def api_copy(self, id: str, source: str, target: str, who: Who = None, sandbox: str = "") -> None:
+        """A file or a tree, into `target` if that is a directory, with the directories that it lacks."""
+        namespace = self._for("api_copy", id, who, sandbox)
+        here, there = self._place(namespace, source), self._place(namespace, target)
+        volume = self.store.volume(namespace)
+        await self.store.settle(volume)
+        files = Files(volume, self.store.names_changed)
+        with self._naming(namespace, here):
+            tree, inside = await files.version(here)
+            await run(found, tree, inside)
+        names: Names = []
+        with self._naming(namespace, there):
+            files.writable(there)
+            await run(lambda: self._spot(volume.tree, namespace, there, names))
+        await self.store.names_changed(names)
+        await copy(files, here, files, there)
+
+    def api_touch(self, id: str, path: str, who: Who = None, sandbox: str = "") -> None:
+        """Make an empty file, or set the times of what is there to now."""
+        namespace = self._for("api_touch", id, who, sandbox)
+        place = self._place(namespace, path)
+
+        def work(tree: Tree, names: Names) -> None:
+            node = self._spot(tree, namespace, place, names).node
+            if node is None:
+                self._put(tree, namespace, place, b"", {}, names)
+            else:
+                tree.setattr(node, ATIME | ATIME_NOW | MTIME | MTIME_NOW, 0, 0, 0, 0, 0, 0, 0)
+
+        self._changing(namespace, work, place)
+
+    def api_set_metadata(
+        self, id: str, path: str, metadata: Mapping[str, Any], who: Who = None, sandbox: str = ""
+    ) -> None:
+        """Merge custom metadata into those of a file or directory, key by key."""
+        namespace = self._for("api_set_metadata", id, who, sandbox)
+        place = self._place(namespace, path)
+        attributes_of(None, metadata)
+
+        def work(tree: Tree, names: Names) -> None:
+            node = found(tree, place)
+            tree.setxattr(node, META, merged(metadata_of(tree, node), metadata))
+
+        self._changing(namespace, work, place)
+
+    # many at once
+    def api_batch_write(
+        self, id: str, items: Sequence[Mapping[str, Any]], data: bytes, who: Who = None, sandbox: str = ""
+    ) -> list[list[Any]]:
+        """Put files: {"path", "size", "mime", "metadata"}, their bytes one behind the other in `data`.  For each [None
+        or what went wrong, milliseconds]."""
+        namespace = self._for("api_batch_write", id, who, sandbox)
+        view = memoryview(data)
+        steps: list[tuple[bytes, Callable[[Tree, Names], None]]] = []
+        at = 0
+        for item in items:
+            part = view[at : at + item["size"]]
+            at += item["size"]
+            place = self._place(namespace, item["path"])
+            attributes = attributes_of(item.get("mime"), item.get("metadata"))
+            steps.append((place, partial(self._put_one, namespace, place, part, attributes)))
+        return self._each(namespace, steps)
+
+    def _put_one(
+        self,
+        namespace: Namespace,
+        path: bytes,
+        part: memoryview,
+        attributes: Mapping[bytes, bytes],
+        tree: Tree,
+        names: Names,
+    ) -> None:
+        self._put(tree, namespace, path, bytes(part), attributes, names)
+
+    def api_batch_remove(self, id: str, paths: Sequence[str], who: Who = None, sandbox: str = "") -> list[list[Any]]:
+        """Files and empty directories.  Returns as `api_batch_write`."""
+        namespace = self._for("api_batch_remove", id, who, sandbox)
+        places = [self._place(namespace, path) for path in paths]
+        return self._each(namespace, [(place, partial(_remove, place, False)) for place in places])
+
+    def _each(
+        self, namespace: Namespace, steps: Sequence[tuple[bytes, Callable[[Tree, Names], None]]]
+    ) -> list[list[Any]]:
+        """Each step by itself; one that fails stops no other."""
+        tree = self.store.shard.glance(namespace)
+        done: list[list[Any]] = []
+        if self.store.surfaces or tree.backed:
+            raise MustWait(partial(self._rest, namespace, steps, done), final=True)
+        virtual = VIRTUAL[namespace.type].encode()
+        names: Names = []
+        with tree.together():
+            begun = perf_counter()
+            for path, work in steps:
+                try:
+                    self._changeable(namespace, path, virtual)
+                    work(tree, names)
+                except MustWait:
+                    raise MustWait(partial(self._rest, namespace, steps, done), final=True) from None
+                except FsError as error:
+                    done.append([str(self._named(namespace, path, error)), 0.0])
+                else:
+                    done.append([None, 0.0])
+                now = perf_counter()
+                done[-1][1] = (now - begun) * 1000
+                begun = now
+        return done
+
+    async def _rest(
+        self,
+        namespace: Namespace,
+        steps: Sequence[tuple[bytes, Callable[[Tree, Names], None]]],
+        done: list[list[Any]],
+    ) -> list[list[Any]]:
+        """Go on where a step has to wait."""
+        for path, work in steps[len(done) :]:
+            begun = perf_counter()
+            try:
+                await run(self._changing, namespace, work, path, True)
+            except ArtfsError as error:
+                done.append([str(error), (perf_counter() - begun) * 1000])
+            else:
+                done.append([None, (perf_counter() - begun) * 1000])
+        return done
+
+    def api_batch_read(self, id: str, paths: Sequence[str], who: Who = None, sandbox: str = "") -> bytes:
+        """As many of the files as go into one answer: u32 length, JSON list of sizes (or `MISSING`, `TOO_LARGE`), then
+        their bytes."""
+        namespace = self._for("api_batch_read", id, who, sandbox)
+        places = [self._place(namespace, path) for path in paths]
+
+        def work(tree: Tree) -> bytes:
+            sizes: list[int] = []
+            parts: list[bytes] = []
+            room = WHOLE_MAX - (1 << 20)
+            for place in places:
+                try:
+                    node = file_at(tree, place)
+                except FsError:
+                    sizes.append(MISSING)
+                    continue
+                if node.size > room:
+                    if parts:
+                        break
+                    sizes.append(TOO_LARGE)
+                    continue
+                parts.append(tree.read_bytes(node, 0, node.size))
+                sizes.append(len(parts[-1]))
+                room -= len(parts[-1])
+            head = json.dumps(sizes).encode()
+            return b"".join([HEADER.pack(len(head)), head, *parts])
+
+        return self._looking(namespace, work)
+
+
+def _remove(path: bytes, folder: bool, tree: Tree, names: Names) -> None:
+    spot = walk(tree, path, follow=False)
+    if spot.node is None:
+        raise FsError(errno.ENOENT)
+    if not spot.name:
+        raise FsError(errno.EBUSY)
+    if spot.node.kids is not None:
+        tree.rmdir(spot.folder, spot.name)
+    elif folder:
+        raise FsError(errno.ENOTDIR)
+    else:
+        tree.unlink(spot.folder, spot.name)
+    names.append((spot.folder, spot.name))
+
+
+def _described(tree: Tree, node: Node) -> Info:
+    mime = attribute_of(tree, node, MIME)
+    return {
+        "type": TYPES[node.mode & 0o170000],
+        "size": node.size,
+        "mode": node.mode & 0o7777,
+        "uid": node.uid,
+        "gid": node.gid,
+        "nlink": node.nlink,
+        "mtime": node.mtime,
+        "ctime": node.ctime,
+        "atime": node.atime,
+        "mime": None if mime is None else mime.decode(errors="replace"),
+        "metadata": metadata_of(tree, node),
+    }
+
+
+_VIRTUAL_INFO: Info = {
+    "type": "file",
+    "size": 0,
+    "mode": 0o444,
+    "uid": 0,
+    "gid": 0,
+    "nlink": 1,
+    "mtime": None,
+    "ctime": None,
+    "atime": None,
+    "mime": "application/json",
+    "metadata": {},
+}
