@@ -29,11 +29,13 @@ T = TypeVar("T")
 class _Lock(trio.abc.Instrument):
     """Held while a task of the loop runs a step."""
 
-    def __init__(self, lock: threading.Lock) -> None:
+    def __init__(self, gate: threading.Lock, lock: threading.Lock) -> None:
+        self._gate = gate
         self._lock = lock
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        self._lock.acquire()
+        with self._gate:
+            self._lock.acquire()
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
         self._lock.release()
@@ -47,6 +49,7 @@ class Loop:
 
     def reset(self) -> None:
         """Forget the loop: in a child, where its thread is not."""
+        self.gate = threading.Lock()
         self.lock = threading.Lock()
         self._thread = 0
         self._token: trio.lowlevel.TrioToken | None = None
@@ -56,8 +59,12 @@ class Loop:
     # without waiting
     def now(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a plain function of a store here and now.  Errors: MustWait, and what it raises."""
-        with self.lock:
+        with self.gate:  # whoever waits for the lock holds the gate: calls in a row leave the loop its turn
+            self.lock.acquire()
+        try:
             return function(*args, **kwargs)
+        finally:
+            self.lock.release()
 
     # waiting
     async def call(self, function: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
@@ -124,7 +131,7 @@ class Loop:
             self._thread = thread.ident
 
     def _serve(self, ready: threading.Event) -> None:
-        trio.run(self._main, ready, instruments=[_Lock(self.lock)])
+        trio.run(self._main, ready, instruments=[_Lock(self.gate, self.lock)])
 
     async def _main(self, ready: threading.Event) -> None:
         self._token = trio.lowlevel.current_trio_token()

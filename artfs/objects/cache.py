@@ -23,6 +23,7 @@ from pathlib import Path
 import anyio
 from anyio import to_thread
 from anyio.abc import TaskGroup
+from xxhash import xxh3_128_digest
 
 from artfs.blocks import Chunk
 from artfs.errors import ArtfsError, DamagedError, NoSpaceError, UnavailableError
@@ -76,17 +77,15 @@ class Cache:
         number = chunk.object
         pieces = self._pieces(chunk)
         for attempt in range(ATTEMPTS + 1):
-            known = self._known(number)
-            before = known.intersection(pieces)
+            known = self._known(number).intersection(pieces)
             if await to_thread.run_sync(self.local.has, chunk):
                 return
             if attempt == ATTEMPTS:
                 break
-            if before & self._known(number):  # they were there, and are wrong
-                self.refetched += 1
-                log.warning("object %s: wrong bytes at %d; fetching them again", self.name(number), chunk.offset)
-                self._known(number).difference_update(before)
-            await _all([partial(self._fetch, number, piece) for piece in pieces])
+            if attempt or known or await self._is_here(number, pieces):
+                await self._mend(chunk)
+            else:
+                await _all([partial(self._fetch, number, piece) for piece in pieces])
         raise DamagedError(
             f"object {self.name(number)} in {self.homes[number >> 32].provider} is damaged at "
             f"{chunk.offset}+{chunk.length}; run: artfs fsck --data"
@@ -172,12 +171,42 @@ class Cache:
             del self._flights[number, piece]
             event.set()
 
+    async def _is_here(self, number: int, pieces: Collection[int]) -> bool:
+        """Whether something of these pieces is in the cache, and nobody is fetching it."""
+        size = self.settings.piece_size
+        for piece in pieces:
+            if (number, piece) not in self._flights:
+                path = self.local.cache_path(number)
+                if await to_thread.run_sync(_has_data, path, piece * size, size):
+                    return True
+        return False
+
+    async def _mend(self, chunk: Chunk) -> None:
+        """What is here is wrong, or in part: fetch the chunk alone, and leave its neighbours as they are.  Bytes that
+        are wrong again are not taken."""
+        number = chunk.object
+        name = self.name(number)
+        async with self._fetching:
+            size = await self._size_of(number)
+            data = await self.provider(number >> 32).get(name, chunk.offset, chunk.length)
+        self.fetches += 1
+        self.fetched += chunk.length
+        self.refetched += 1
+        log.warning("object %s: wrong bytes at %d were fetched again", name, chunk.offset)
+        if await to_thread.run_sync(xxh3_128_digest, data) == chunk.hash:
+            path = self.local.cache_path(number)
+            self._count(number, await to_thread.run_sync(_write_piece, path, data, chunk.offset, size))
+
+    async def _size_of(self, number: int) -> int:
+        size = self._sizes.get(number)
+        if size is None:
+            size = self._sizes[number] = (await self.provider(number >> 32).head(self.name(number))).size
+        return size
+
     async def _get(self, number: int, piece: int) -> None:
         provider = self.provider(number >> 32)
         name = self.name(number)
-        size = self._sizes.get(number)
-        if size is None:
-            size = self._sizes[number] = (await provider.head(name)).size
+        size = await self._size_of(number)
         offset = piece * self.settings.piece_size
         length = min(self.settings.piece_size, size - offset)
         if length <= 0:
@@ -186,6 +215,8 @@ class Cache:
         self.fetches += 1
         self.fetched += length
         path = self.local.cache_path(number)
+        if await to_thread.run_sync(_has_data, path, offset, length):
+            return  # chunks in it may have been verified, and readers be at them: see `_mend`
         try:
             allocated = await to_thread.run_sync(_write_piece, path, data, offset, size)
         except OSError as error:
@@ -276,6 +307,20 @@ async def _all(calls: list[Callable[[], Awaitable[None]]]) -> None:
             tasks.start_soon(one, call)
     if failures:
         raise failures[0]
+
+
+def _has_data(path: Path, offset: int, length: int) -> bool:
+    """Whether the file has anything but a hole there."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return os.lseek(fd, offset, os.SEEK_DATA) < offset + length
+    except OSError:  # ENXIO: no data from there on
+        return False
+    finally:
+        os.close(fd)
 
 
 def _write_piece(path: Path, data: bytes, offset: int, size: int) -> int:

@@ -52,6 +52,8 @@ def choose(
     given = None if memory else (root if root is not None else env.get("ARTFS_ROOT") or None)
     if given is not None and not os.fspath(given):
         raise InvalidError("a store's root cannot be empty")
+    if given is not None and kind == "memory" and storage_provider is None:
+        named, kind = None, "vfs"  # a root that is named is meant to last
     if given is not None:
         return _at(_path(given), kind, named is not None, bucket, env)
     if kind in ("memory", "vfs"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from anyio import to_thread
@@ -88,6 +89,7 @@ def _saver(store: Store, providers: OpenProviders) -> Saver | None:
         scratch=providers.scratch,
         marked=place,
     )
+    saver.ready = partial(store.use_provider, Home(url))
     shard.remote.allowed = saver.allowed
     store.collector.save = saver.save
     return saver

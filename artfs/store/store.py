@@ -209,20 +209,21 @@ class Store:
     async def attach(self) -> None:
         """Look at the providers that this store uses, at its start.  One that does not answer is left for later: what
         is cached can be read, and what is written waits.  Namespaces of a provider that has not outlived the last
-        process are gone.  Errors: as `use_provider`."""
+        process are gone.  Errors: as `use_provider`, of the providers that the settings name; others are only missed by
+        their own namespaces."""
         homes = {namespace.home for namespace in self.catalogue.by_serial.values() if namespace.home is not None}
-        for scope in Scope:
-            home = self.home_for(scope, NamespaceType.BLOB, None, None)
-            if home is not None:
-                homes.add(home)
-        for home in sorted(homes, key=lambda home: (home.provider, home.codec)):
+        found = {self.home_for(scope, NamespaceType.BLOB, None, None) for scope in Scope}
+        chosen = {home for home in found if home is not None}
+        for home in sorted(homes | chosen, key=lambda home: (home.provider, home.codec)):
             try:
                 await self.use_provider(home)
-            except UnavailableError as error:
+            except ArtfsError as error:
+                if home in chosen and not isinstance(error, UnavailableError):
+                    raise
                 log.warning("%s; going on without it", error)
         for namespace in list(self.catalogue.by_serial.values()):
-            home = namespace.home
-            if home is not None and not self.shard.remote.providers.get(home).capabilities.durable:
+            own = namespace.home
+            if own is not None and own in self._used and not self.shard.remote.providers.get(own).capabilities.durable:
                 await self._reap_namespace(namespace)
 
     def _know_key(self) -> None:

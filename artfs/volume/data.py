@@ -376,7 +376,8 @@ class Data(Inodes):
         found = self.read(node, offset, size)
         if isinstance(found, bytes):
             return found
-        return b"".join(_bytes(found[i : i + 3]) for i in range(0, len(found), 3))  # type: ignore[arg-type]
+        parts = [_bytes(segment) for segment in _joined(found)]
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def seek(self, node: Node, offset: int, whence: int) -> int:
         """SEEK_DATA or SEEK_HOLE.  Errors: FsError ENXIO, EINVAL."""
@@ -422,6 +423,18 @@ class Data(Inodes):
 
     def replay_share(self, source: int, start: int, target: int, offset: int, length: int) -> None:
         self._share(self.node(source), start, self.node(target), offset, length)
+
+
+def _joined(segments: Segments) -> list[tuple[int, int, int]]:
+    """One for those that lie one behind the other: what is read at once need not be put together."""
+    joined: list[tuple[int, int, int]] = []
+    for i in range(0, len(segments), 3):
+        fd, position, length = segments[i : i + 3]
+        if joined and fd >= 0 and joined[-1][0] == fd and joined[-1][1] + joined[-1][2] == position:
+            joined[-1] = fd, joined[-1][1], joined[-1][2] + length
+        else:
+            joined.append((fd, position, length))
+    return joined
 
 
 def _bytes(segment: tuple[int, int, int]) -> bytes:

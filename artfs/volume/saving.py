@@ -97,6 +97,7 @@ class Saver:
     """Of the database `path`, into `provider` (which may encode what it is given).  `marked`: the same place, as it
     is, where the marker lies.  `identity`: what store.json says.  `commit` and `push` as `Shard` and `Remote` have
     them; `idle`: nothing waits for a commit.  `scratch`: a directory for large packs on their way.
+    `ready`: have the place claimed.
 
     Errors of `save`: what `commit`, `push` and the provider raise; BusyError if the store was recovered elsewhere.
     """
@@ -125,6 +126,7 @@ class Saver:
         self.idle = idle
         self.scratch = scratch
         self.marked = provider if marked is None else marked
+        self.ready: Callable[[], Awaitable[object]] = _nothing
         self.last: Saved | None = None
         self.trouble: Exception | None = None
         self.saves = self.bytes = 0
@@ -157,6 +159,7 @@ class Saver:
         Errors: as `marker.check`; BusyError for good, once it was said."""
         if self._refused is None and monotonic() - self._looked < self.interval:
             return
+        await self.ready()
         await self._look()
 
     async def _look(self) -> None:
@@ -208,6 +211,7 @@ class Saver:
         if self._refused is not None:
             raise self._refused
         if self._stored is None:
+            await self.ready()
             await self._load()
         moment = time_ns()
         if not self.idle():
@@ -345,6 +349,10 @@ class Saver:
         if self._pages is not None:
             self._pages.close()
             self._pages = None
+
+
+async def _nothing() -> None:
+    pass
 
 
 def _segments(image: Image) -> Iterator[memoryview]:
