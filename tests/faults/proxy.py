@@ -134,6 +134,7 @@ class Proxy:
     @property
     def seen(self) -> Seen:
         """Everything since it was started."""
+        self._settle()
         with self._lock:
             return Seen(list(self._seen[0].requests))
 
@@ -146,12 +147,16 @@ class Proxy:
         try:
             yield seen
         finally:
-            limit = time.monotonic() + 1
-            while self._active and time.monotonic() < limit:  # a client has its answer before it is recorded
-                time.sleep(0.005)
+            self._settle()
             with self._lock:
                 # By identity: two that have seen the same are equal.
                 self._seen = [each for each in self._seen if each is not seen]
+
+    def _settle(self) -> None:
+        """A client has its answer before it is recorded; what hangs is not waited for."""
+        limit = time.monotonic() + 1
+        while self._active and time.monotonic() < limit:
+            time.sleep(0.005)
 
     # misbehaving
     def misbehave(

@@ -5,7 +5,6 @@ What the document leaves out (a web framework's request, a database of permissio
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import os
@@ -19,6 +18,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import anyio
+import fastapi
+import httpx
 import pytest
 
 from artfs.sessions import SessionManager
@@ -26,6 +28,7 @@ from artfs.sessions.provider_factory import factory_for_env
 from tests.contract.loops import on_both_loops
 from tests.contract.redis_server import Server, redis_server
 from tests.seeds.blocks import blocks, compiled, run, whole
+from tests.servers import Running, let_in, servers
 
 BLOCKS = blocks("003.md")
 (
@@ -33,8 +36,7 @@ BLOCKS = blocks("003.md")
     APPLICATION, ERRORS, CUSTOM, ENVIRONMENTS, INTEGRATION,
 ) = BLOCKS  # fmt: skip
 
-NOT_BUILT = {"INTEGRATION": "artfs.ArtifactStore"}
-"""Blocks that wait for a name; who adds the name runs the block."""
+__all__ = ["servers"]  # a fixture of this module
 
 ID = re.compile(r"sess-alice-\d{10}-[0-9a-f]{32}")
 
@@ -57,12 +59,6 @@ def test_all_blocks_are_known() -> None:
     for block in BLOCKS:
         compiled(block, "block")
         assert "chuk_" not in block
-
-
-def test_what_is_not_built_does_not_exist() -> None:
-    for name in NOT_BUILT.values():
-        module, _, attribute = name.rpartition(".")
-        assert not hasattr(importlib.import_module(module), attribute), f"{name} exists: run the block that wants it"
 
 
 # the low level, and the first steps
@@ -293,3 +289,40 @@ def test_environments(environment: str, suffix: str, server: Server, monkeypatch
     monkeypatch.setenv("REDIS_URL", server.url)
     names = whole(ENVIRONMENTS, "asyncio")
     assert names["get_session_manager"]("shop").sandbox_id == f"shop-{suffix}"
+
+
+@on_both_loops
+async def test_integration(servers: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A web application with its uploads in S3: ten of one user at once, and one of nobody."""
+    moto = let_in(servers["moto"], monkeypatch)
+    bucket = f"web-{uuid.uuid4()}"
+    moto.make_bucket(bucket)
+    monkeypatch.setenv("S3_ENDPOINT_URL", moto.endpoint)
+    monkeypatch.setenv("ARTIFACT_BUCKET", bucket)
+    monkeypatch.setenv("ARTFS_ROOT", str(tmp_path / "root"))
+    given = {"time": time, "Header": fastapi.Header, "UploadFile": fastapi.UploadFile}
+    names = await run(INTEGRATION, given)
+    application = names["integrated_app"]
+    session = await application.session_mgr.allocate_session(user_id="alice")
+    stored: dict[str, bytes] = {}
+
+    async def upload(client: httpx.AsyncClient, number: int) -> None:
+        data = os.urandom(1000 + number)
+        answer = await client.post(
+            "/upload", files={"file": (f"{number}.bin", data)}, headers={"session-token": session}
+        )
+        assert answer.status_code == 200, answer.text
+        stored[answer.json()["artifact_id"]] = data
+
+    transport = httpx.ASGITransport(app=names["app"])
+    async with application.artifact_store as store:
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            async with anyio.create_task_group() as group:
+                for number in range(10):
+                    group.start_soon(upload, client, number)
+            files = {"file": ("no.bin", b"no")}
+            refused = await client.post("/upload", files=files, headers={"session-token": "sess-unknown"})
+            assert refused.status_code == 401
+        assert len(stored) == 10
+        for artifact, data in stored.items():
+            assert await store.retrieve(artifact) == data
