@@ -6,8 +6,11 @@
 
 * `moto` has the whole protocol (presigning, conditional writes), and believes every signature;
 * `rclone` checks signatures, and knows neither presigning nor conditional writes;
-* `given` is any other server: ARTFS_TEST_S3_ENDPOINT, with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, for a bucket
-  that is there already, ARTFS_TEST_S3_BUCKET.  What a test makes there it makes below a prefix of its own.
+* `given` is any other server (docs/testing.md): ARTFS_TEST_S3_ENDPOINT, with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY
+  and, for a bucket that is there already, ARTFS_TEST_S3_BUCKET.  What a test makes there it makes below a prefix of its
+  own.
+
+`one_serving` is one of them, for tests that do not compare servers: the given one, if there is one, else rclone's.
 
 As a plugin (`pytest_plugins`, `import_plugin`): fixtures `moto`, `rclone`, and `s3`, which is each server in turn with
 its credentials in the environment.
@@ -52,8 +55,11 @@ class Server:
     directory: Path | None = None
 
     @property
-    def port(self) -> int:
-        return urlsplit(self.endpoint).port or 443
+    def address(self) -> tuple[str, int]:
+        """Host and port.  REQUIRES: it speaks plain HTTP."""
+        parts = urlsplit(self.endpoint)
+        assert parts.scheme == "http" and parts.hostname, self.endpoint
+        return parts.hostname, parts.port or 80
 
     @property
     def signs(self) -> bool:
@@ -154,6 +160,10 @@ def rclone_serving(directory: Path, *options: str) -> Iterator[Server]:
 def given_serving(directory: Path) -> Iterator[Server]:
     names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_CA_BUNDLE")
     env = {**_ALONE, **{name: os.environ[name] for name in names if name in os.environ}}
+    if missing := [name for name in names[:2] if name not in env]:
+        raise RuntimeError(f"ARTFS_TEST_S3_ENDPOINT is set, and {' and '.join(missing)} must be, too")
+    if (region := os.environ.get("AWS_DEFAULT_REGION")) and "AWS_REGION" not in env:
+        env["AWS_REGION"] = region
     bucket = os.environ.get("ARTFS_TEST_S3_BUCKET", BUCKET)
     server = Server("given", os.environ["ARTFS_TEST_S3_ENDPOINT"].rstrip("/"), env, bucket)
     if "ARTFS_TEST_S3_BUCKET" not in os.environ:
@@ -170,6 +180,12 @@ KINDS = tuple(SERVING)
 def serving(kind: str, directory: Path) -> Any:
     """A context with a `Server`; `directory`: for its log and its files."""
     return SERVING[kind](directory)
+
+
+def one_serving(directory: Path) -> Any:
+    """See above; one that can be reached by plain HTTP, so that a proxy can be put before it."""
+    given = os.environ.get("ARTFS_TEST_S3_ENDPOINT", "").startswith("http://")
+    return serving("given" if given else "rclone", directory)
 
 
 class Running:

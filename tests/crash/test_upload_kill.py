@@ -28,7 +28,7 @@ from tests.faults.backed import HEAL_LIMIT, ROUNDS, TOP, Backed, Work, kill
 from tests.faults.messages import Kind
 from tests.faults.proxy import Fault, Proxy
 from tests.faults.workload import content
-from tests.servers import rclone_serving
+from tests.servers import one_serving
 
 pytestmark = [pytest.mark.crash, pytest.mark.fuse, pytest.mark.slow]
 
@@ -51,7 +51,7 @@ OTHERS = ("names", "versions", "appends", "database")
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Backed]:
-    with rclone_serving(tmp_path) as server, Proxy(server.port) as proxy:
+    with one_serving(tmp_path) as server, Proxy(server.address) as proxy:
         own = Backed(tmp_path / "first", proxy, server, server.place(endpoint_url=proxy.url), BUSY)
         (tmp_path / "first").mkdir()
         try:
@@ -72,22 +72,15 @@ def fill(store: Backed) -> None:
 class Reader:
     """Reads the ballast in turn, past the kernel's cache, until the mount is gone; `read` counts whole files."""
 
-    base: Path
+    folder: int
     read: int = 0
     wrong: str = ""
 
     def run(self) -> None:
-        folder = os.open(self.base, os.O_PATH)  # by its path one would get to what lies below, when the mount is gone
-        try:
-            self._run(folder)
-        finally:
-            os.close(folder)
-
-    def _run(self, folder: int) -> None:
         while not self.wrong:
             for name in BALLAST:
                 try:
-                    data = uncached(name, folder)
+                    data = uncached(name, self.folder)
                 except OSError as error:
                     if error.errno not in workload.GONE + workload.DOCUMENTED:
                         self.wrong = str(error)
@@ -111,7 +104,8 @@ def uncached(name: str, folder: int) -> bytes:
 
 @contextmanager
 def reading(store: Backed) -> Iterator[Reader]:
-    reader = Reader(store.path("ballast"))
+    folder = os.open(store.path("ballast"), os.O_PATH)  # its path leads elsewhere when the mount is gone
+    reader = Reader(folder)
     thread = threading.Thread(target=reader.run)
     thread.start()
     try:
@@ -119,6 +113,7 @@ def reading(store: Backed) -> Iterator[Reader]:
     finally:
         store.kill()
         thread.join()
+        os.close(folder)
     assert not reader.wrong
 
 

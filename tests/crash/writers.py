@@ -16,6 +16,7 @@ import sqlite3
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from stat import S_ISLNK
 
 GONE = (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.ENODEV)
 """What a system call answers when the daemon dies or is dead."""
@@ -46,6 +47,12 @@ def draw(chance: random.Random) -> Operation:
     return chance.choice(kinds)
 
 
+def is_link(path: str) -> bool:
+    """Errors: OSError, where os.path.islink takes a mount that has gone for a name that is none, and the kernel goes on
+    with what it remembers."""
+    return S_ISLNK(os.lstat(path).st_mode)
+
+
 def apply(base: Path, operation: Operation) -> int:
     """Returns 0 or the errno."""
     kind, first, *rest = operation
@@ -58,8 +65,8 @@ def apply(base: Path, operation: Operation) -> int:
         "rename": lambda: os.rename(path, os.path.join(base, str(rest[0]))),
         "unlink": lambda: os.unlink(path),
         "rmdir": lambda: os.rmdir(path),
-        "chmod": lambda: None if os.path.islink(path) else os.chmod(path, int(rest[0])),
-        "setxattr": lambda: None if os.path.islink(path) else os.setxattr(path, "user.x", str(rest[0]).encode()),
+        "chmod": lambda: None if is_link(path) else os.chmod(path, int(rest[0])),
+        "setxattr": lambda: None if is_link(path) else os.setxattr(path, "user.x", str(rest[0]).encode()),
     }
     try:
         calls[str(kind)]()

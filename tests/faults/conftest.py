@@ -9,18 +9,18 @@ import pytest
 
 from tests.faults.backed import Backed
 from tests.faults.proxy import Proxy
-from tests.servers import Server, rclone_serving
+from tests.servers import Server, one_serving
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with rclone_serving(tmp_path_factory.mktemp("s3")) as own:
+    with one_serving(tmp_path_factory.mktemp("s3")) as own:
         yield own
 
 
 @pytest.fixture
 def proxy(server: Server) -> Iterator[Proxy]:
-    with Proxy(server.port) as own:
+    with Proxy(server.address) as own:
         yield own
 
 

@@ -1,6 +1,6 @@
 """A proxy before a server of the S3 protocol: it counts what passes, and misbehaves when it is told to.
 
-    with Proxy(server_port) as proxy:
+    with Proxy((server_host, server_port)) as proxy:
         proxy.misbehave(Fault.ANSWER, {Kind.PUT}, probability=0.3, status=503, code="SlowDown")
         …
         proxy.heal()
@@ -19,11 +19,12 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from types import TracebackType
+from typing import NoReturn
 
 from tests.faults.messages import PIECE, Broken, Head, Kind, Reader, classify
 
@@ -44,7 +45,8 @@ class Fault(Enum):
 
 @dataclass(slots=True)
 class Rule:
-    """`left`: how often it may still strike; None: for ever.  `rate`: bytes per second."""
+    """`left`: how often it may still strike; None: for ever.  `rate`: bytes per second.  `also`: what a reset does
+    besides, at the moment at which the request has not arrived, or its answer has not left."""
 
     fault: Fault
     kinds: frozenset[Kind]
@@ -53,6 +55,7 @@ class Rule:
     status: int = 503
     code: str = "SlowDown"
     rate: float = 100_000.0
+    also: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,7 @@ class Seen:
 class Proxy:
     """Listens on a port of its own, which stays reserved while it refuses connections."""
 
-    def __init__(self, target: int, seed: object = "faults") -> None:
+    def __init__(self, target: tuple[str, int], seed: object = "faults") -> None:
         self._target = target
         self._chance = random.Random(str(seed))
         self._lock = threading.Lock()
@@ -169,11 +172,12 @@ class Proxy:
         status: int = 503,
         code: str = "SlowDown",
         rate: float = 100_000.0,
+        also: Callable[[], None] | None = None,
     ) -> None:
         """From now on; the oldest rule that fits a request is the one that strikes it."""
         with self._lock:
             self._well.clear()
-            self._rules.append(Rule(fault, frozenset(kinds), probability, count, status, code, rate))
+            self._rules.append(Rule(fault, frozenset(kinds), probability, count, status, code, rate, also))
 
     def heal(self) -> None:
         """No rule any more, and connections are accepted."""
@@ -292,9 +296,8 @@ class Proxy:
         self, client: socket.socket, reader: Reader, head: Head, method: str, rule: Rule | None, passing: _Passing
     ) -> None:
         fault = None if rule is None else rule.fault
-        if fault is Fault.RESET_BEFORE:
-            _reset(client)
-            raise Gone
+        if rule is not None and fault is Fault.RESET_BEFORE:
+            _strike(rule, client)
         if fault is Fault.HANG:
             self._well.wait(PATIENCE)
         if head.get("expect").lower() == "100-continue":
@@ -306,7 +309,7 @@ class Proxy:
             passing.status = rule.status
             return
         upward = head.chunked or bool(head.length)
-        with socket.create_connection(("127.0.0.1", self._target), PATIENCE) as server:
+        with socket.create_connection(self._target, PATIENCE) as server:
             server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             server.sendall(head.encode("close", ("expect",)))
             for piece in self._spoil(reader.body(head), head.length, rule if upward else None):
@@ -333,8 +336,7 @@ class Proxy:
         if rule is not None and rule.fault is Fault.RESET_AFTER:
             for _ in () if method == "HEAD" else server.body(head, to_end=True):
                 pass
-            _reset(client)
-            raise Gone
+            _strike(rule, client)
         passing.status = int(head.first.split(" ", 2)[1])
         bodiless = method == "HEAD" or passing.status in (204, 304)
         ends = not (bodiless or head.chunked or head.length is not None)
@@ -372,6 +374,13 @@ class Proxy:
             else:
                 yield piece
             at += len(piece)
+
+
+def _strike(rule: Rule, client: socket.socket) -> NoReturn:
+    if rule.also is not None:
+        rule.also()
+    _reset(client)
+    raise Gone
 
 
 def _framed(piece: bytes, head: Head) -> bytes:

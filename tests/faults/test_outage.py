@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import json
+import mmap
 import os
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.faults.backed import CALL_LIMIT, HEAL_LIMIT, SETTINGS, WAIT_LIMIT, Backed, drop_kernel_cache, until
+from tests.faults import workload
+from tests.faults.backed import (
+    CALL_LIMIT,
+    HEAL_LIMIT,
+    ROUNDS,
+    SETTINGS,
+    WAIT_LIMIT,
+    Backed,
+    Work,
+    drop_kernel_cache,
+    until,
+)
+from tests.faults.proxy import Fault
 from tests.faults.workload import content
 
 pytestmark = [pytest.mark.fuse, pytest.mark.slow]
@@ -18,6 +37,8 @@ MIB = 1 << 20
 CACHE = int(SETTINGS["ARTFS_CACHE_SIZE"])
 SLACK = 24 * MIB
 """What may be acknowledged beyond the bound: what is in the journal and in the kernel's hands."""
+OUTAGE = 5.0 if ROUNDS < 100 else 240.0
+"""Seconds; in the long test some minutes, so that the pauses between attempts have become the longest."""
 
 
 def write(path: Path, size: int = MIB) -> float:
@@ -157,3 +178,155 @@ def test_what_is_cached_can_be_read_without_the_provider(store: Backed) -> None:
         with store.proxy.outage(), store.proxy.counting() as seen:
             right(base, names)
         assert not seen.requests
+
+
+def test_an_outage_of_minutes_under_writers(store: Backed, tmp_path: Path) -> None:
+    """They go on as far as the cache lets them, get the documented errors in time, and all heals without hands."""
+    with store.running():
+        with Work(store.workspace("w"), tmp_path / "record", "minutes") as work:
+            time.sleep(1)
+            with store.proxy.outage():
+                time.sleep(OUTAGE)
+            took = until(lambda: not store.stats()["waiting"]["error"], HEAL_LIMIT, "uploads go on")
+            print(f"uploads go on after {took:.1f} s")
+            found = work.end()
+        print(f"{found.steps} steps, {found.errors or 'no errors'}, longest call {found.seconds:.1f} s")
+        assert found.synced() > 10
+        store.healed()
+        store.ok("cache", "drop")
+        drop_kernel_cache()
+        assert not workload.wrong(store.path("w"), found.states)
+        store.ok("sync")
+    store.fsck()
+    with store.recovered(tmp_path / "other").running() as other:
+        assert not workload.wrong(other.path("w"), found.states)
+
+
+def with_descriptor(path: Path, call: Callable[[int], object]) -> Callable[[], object]:
+    def work() -> object:
+        fd = os.open(path, os.O_RDWR)
+        try:
+            return call(fd)
+        finally:
+            os.close(fd)
+
+    return work
+
+
+def copied(source: Path, target: Path) -> Callable[[], object]:
+    def call(fd: int) -> object:
+        with target.open("wb") as file:
+            return os.copy_file_range(fd, file.fileno(), MIB)
+
+    return with_descriptor(source, call)
+
+
+def mapped(path: Path) -> int:
+    """SIGBUS, where the page cannot be had, is a program's end."""
+    program = f"import mmap; f = open({str(path)!r}, 'rb'); mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)[{MIB}]"
+    return subprocess.run([sys.executable, "-c", program], check=False).returncode
+
+
+def synced(path: Path) -> int:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return ctypes.CDLL(None).syncfs(fd)  # type: ignore[no-any-return]
+    finally:
+        os.close(fd)
+
+
+FAILS = {errno.EIO, errno.ENOSPC, errno.EROFS}
+FINE = object()
+
+
+def calls(base: Path) -> dict[str, tuple[Callable[[], object], object]]:
+    """Name → (call, what it must give): FINE, EIO, or None for either.  What is cold is nowhere but with the provider;
+    `warm` was written meanwhile."""
+    cold = [base / f"cold{number}" for number in range(9)]
+    warm = base / "warm"
+    scope = base.parent
+    punch, keep = 2, 1
+
+    def fallocate(fd: int) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.fallocate64(fd, punch | keep, ctypes.c_longlong(5000), ctypes.c_longlong(MIB)):
+            raise OSError(ctypes.get_errno(), "fallocate")
+
+    def store_into_map(fd: int) -> None:
+        with mmap.mmap(fd, 0) as shared:
+            shared[10:14] = b"here"
+            shared.flush()
+
+    return {
+        "write": (lambda: warm.write_bytes(content("warm", (1, MIB))), FINE),
+        "fsync": (with_descriptor(warm, os.fsync), FINE),
+        "read": (warm.read_bytes, FINE),
+        "store into a mapping": (with_descriptor(warm, store_into_map), FINE),
+        "stat": (cold[0].stat, FINE),
+        "statfs": (lambda: os.statvfs(base), FINE),
+        "list": (lambda: sorted(os.listdir(base)), FINE),
+        "list namespaces": (lambda: os.listdir(scope), FINE),
+        "mkdir": ((base / "d").mkdir, FINE),
+        "symlink": (lambda: os.symlink("cold0", base / "s"), FINE),
+        "link": (lambda: os.link(cold[0], base / "l"), FINE),
+        "rename": (lambda: os.rename(cold[1], base / "renamed"), FINE),
+        "unlink": (cold[2].unlink, FINE),
+        "chmod": (lambda: cold[0].chmod(0o600), FINE),
+        "setxattr": (lambda: os.setxattr(cold[0], "user.a", b"b"), FINE),
+        "getxattr of what waits": (lambda: json.loads(os.getxattr(base, "user.artfs.dirty")), FINE),
+        "statistics": ((base.parents[2] / ".artfs" / "stats").read_bytes, FINE),
+        "SEEK_HOLE": (with_descriptor(cold[0], lambda fd: os.lseek(fd, 0, os.SEEK_HOLE)), FINE),
+        "syncfs": (lambda: synced(base), FINE),
+        "sync to the disk": (lambda: os.setxattr(base, "user.artfs.sync", b"local"), FINE),
+        "a checkpoint": (lambda: os.setxattr(base, "user.artfs.checkpoint", b"during"), FINE),
+        "a listing of a checkpoint": (lambda: os.listdir(base / ".checkpoints" / "during"), FINE),
+        "a restore": (lambda: os.setxattr(base, "user.artfs.restore", b"before"), FINE),
+        "a clone": (lambda: os.setxattr(base, "user.artfs.clone", b"branch"), FINE),
+        "a copy": (copied(cold[3], base / "copy"), None),
+        "write into a cold block": (with_descriptor(cold[4], lambda fd: os.pwrite(fd, b"x", 5000)), None),
+        "fsync of that": (with_descriptor(cold[4], os.fsync), None),
+        "truncate within a cold block": (lambda: os.truncate(cold[5], 5000), None),
+        "fallocate within cold blocks": (with_descriptor(cold[6], fallocate), None),
+        "a new namespace": ((scope / "another").mkdir, None),
+        "a namespace is removed": ((scope / "another").rmdir, None),
+        "a cold read": (cold[7].read_bytes, errno.EIO),
+        "a cold read by a mapping": (lambda: mapped(cold[8]), -7),
+        "a cold read in a checkpoint": ((base / ".checkpoints" / "during" / "cold8").read_bytes, errno.EIO),
+        "sync to the provider": (lambda: os.setxattr(base, "user.artfs.sync", b"remote"), errno.EIO),
+    }
+
+
+@pytest.mark.parametrize("fault", ["refused", "silent"])
+def test_every_call_returns_in_time(store: Backed, fault: str) -> None:
+    with store.running():
+        base = store.workspace("w")
+        for number in range(9):
+            write(base / f"cold{number}", 3 * MIB)
+        os.setxattr(base, "user.artfs.checkpoint", b"before")
+        store.ok("sync", seconds=HEAL_LIMIT)
+        store.ok("cache", "drop")
+        drop_kernel_cache()
+        if fault == "refused":
+            store.proxy.refuse()
+        else:
+            store.proxy.misbehave(Fault.HANG)
+        wrong = []
+        for name, (call, wanted) in calls(base).items():
+            start = time.monotonic()
+            found: Any = FINE
+            try:
+                result = call()
+                found = result if name.endswith("mapping") and isinstance(result, int) else FINE
+            except OSError as error:
+                found = error.errno
+            took = time.monotonic() - start
+            print(f"{name}: {took:.2f} s, {'done' if found is FINE else found}")
+            as_wanted = found == wanted or (wanted is None and (found is FINE or found in FAILS))
+            if took > CALL_LIMIT or not as_wanted:
+                wrong.append(f"{name}: {took:.1f} s, {'done' if found is FINE else found}")
+        assert not wrong
+        store.proxy.heal()
+        store.healed()
+        drop_kernel_cache()
+        right(base, ["cold0", "cold3", "cold7", "cold8"], 3 * MIB)
+    store.fsck()

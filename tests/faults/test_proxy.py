@@ -72,7 +72,7 @@ def proxy(kept: dict[str, bytes]) -> Iterator[Proxy]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
-        with Proxy(server.server_address[1]) as own:
+        with Proxy(("127.0.0.1", server.server_address[1])) as own:
             yield own
     finally:
         server.shutdown()

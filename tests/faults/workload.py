@@ -57,6 +57,8 @@ class Known:
 def known(record: Path, lines: int | None = None) -> Known:
     """`lines`: what came later may be there or not, as after a recovery to that moment."""
     found = Known()
+    if not (record / "log").exists():  # the mount was gone before it began
+        return found
     for number, line in enumerate((record / "log").read_text().splitlines()):
         step: dict[str, Any] = json.loads(line)
         states = found.states.setdefault(step["name"], [NONE]) if "name" in step else []
