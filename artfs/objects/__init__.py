@@ -81,6 +81,10 @@ class Provider(Protocol):
     def list(self, prefix: str) -> AsyncIterator[tuple[str, int]]:
         """(name, size) of each object whose name begins with `prefix`, in order of names."""
 
+    async def tidy(self, before: float) -> int:
+        """End what writers began before that moment (seconds since 1970) and cannot finish, because they were killed;
+        how many there were.  REQUIRES: no writer that lives has begun before it."""
+
     async def close(self) -> None: ...
 
 

@@ -291,6 +291,9 @@ class DiskProvider:
                         found.append((name, entry.stat().st_size))
         return sorted(found, key=lambda item: item[0] + "/" if item[1] is None else item[0])
 
+    async def tidy(self, before: float) -> int:
+        return 0  # whoever lists does that
+
     async def close(self) -> None:
         pass
 

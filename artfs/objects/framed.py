@@ -232,6 +232,9 @@ class FramedProvider:
         async for name, size in self.inner.list(prefix):
             yield name, size if self.form.compresses else self.form.plain_size(size)
 
+    async def tidy(self, before: float) -> int:
+        return await self.inner.tidy(before)
+
     async def close(self) -> None:
         await self.inner.close()
 

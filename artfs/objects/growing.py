@@ -12,12 +12,13 @@ from threading import Lock
 
 class GrowingObjects:
     """`backed`: serials of namespaces whose objects a provider keeps.  `waiting`: bytes of objects of these that no
-    provider has yet.  `logged` is how far the journal goes, `settled` up to where the engine has it: a replay must find
-    here what the journal names."""
+    provider has yet; `filled`: one was closed, and a commit would make it ready.  `logged` is how far the journal goes,
+    `settled` up to where the engine has it: a replay must find here what the journal names."""
 
     def __init__(self) -> None:
         self.backed: set[int] = set()
         self.waiting = 0
+        self.filled = False
         self.logged: Callable[[], int] = lambda: 0
         self.settled: Callable[[], int] = lambda: 0
         self._open: dict[tuple[int, bool], tuple[int, int, int]] = {}
@@ -32,6 +33,7 @@ class GrowingObjects:
             self._closed[number] = size
             self._until[number] = self.logged()
             self._writing.setdefault(number, 0)
+            self.filled = True
 
     def close_objects(self, serials: Collection[int] | None = None, born_before: int | None = None) -> None:
         """Open objects of `backed` namespaces (of `serials`) take no more chunks, if they are older than that."""

@@ -5,8 +5,7 @@
 
 Each namespace has two open objects, one for large writes and one for what commits seal, so that an fsync waits for the
 first alone.  They take chunks until they are full, are closed to be uploaded, or the process ends: nothing is ever
-appended to an object of an earlier process, so a torn tail is never built upon.  Without a directory (a store in
-memory) objects are anonymous files.
+appended to an object of an earlier process, so a torn tail is never built upon.
 
 A chunk is *verified* against one copy of its object; when the copy is evicted the next one has another number
 (`copies`), and the chunk must be verified again.
@@ -147,17 +146,14 @@ class LocalObjects(GrowingObjects):
     def _create(self, serial: int, sealing: bool) -> tuple[int, int, int]:
         number = object_number(serial, self.counts[serial])
         self.counts[serial] += 1  # also if this fails: the file may be there
-        if self.root is None:
-            fd = os.memfd_create(f"artfs-{number:x}", os.MFD_CLOEXEC)
-        else:
-            path = self.path(number)
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            if serial not in self._folders:
-                path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
-            folder = self._folder(serial, path.parent)
-            fd = os.open(path, flags, 0o600)
-            self._writes += 1
-            (self.sealing if sealing else self.unsynced)[folder] = self._writes
+        path = self.path(number)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        if serial not in self._folders:
+            path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
+        folder = self._folder(serial, path.parent)
+        fd = os.open(path, flags, 0o600)
+        self._writes += 1
+        (self.sealing if sealing else self.unsynced)[folder] = self._writes
         self._table[number] = fd
         if serial in self.backed:
             self._born[number] = time_ns()
@@ -229,12 +225,10 @@ class LocalObjects(GrowingObjects):
         return number
 
     def adopt(self, number: int, source: Path | int, size: int) -> None:
-        """The object is this file (a descriptor, if there is no directory), which nobody changes any more and which is
-        on the disk; its name is when `sync` has run.  REQUIRES: `allocate`.  Errors: OSError."""
+        """The object is this file (a descriptor, where objects are in memory), which nobody changes any more and which
+        is on the disk; its name is when `sync` has run.  REQUIRES: `allocate`.  Errors: OSError."""
+        assert isinstance(source, Path)
         serial = number >> 32
-        if isinstance(source, int):
-            self._table[number] = os.dup(source)
-            return
         path = self.path(number)
         path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
         folder = self._folder(serial, path.parent)
@@ -275,6 +269,10 @@ class LocalObjects(GrowingObjects):
             if len(self._table) > DESCRIPTORS:
                 self._trim()
         return fd
+
+    def size(self, number: int) -> int:
+        """Bytes of an object that is here.  Errors: DamagedError."""
+        return os.fstat(self.descriptor(number)).st_size
 
     def _reopened(self, number: int) -> int:
         paths = [self.path(number)]
@@ -320,7 +318,7 @@ class LocalObjects(GrowingObjects):
             open_now = self._exact.union(number for _, number, _ in self._open.values())
             for number in list(self._table)[: DESCRIPTORS // 4]:
                 fd = self._table[number]
-                if number not in open_now and fd not in self.unsynced and fd not in self.sealing and self.root:
+                if number not in open_now and fd not in self.unsynced and fd not in self.sealing:
                     del self._table[number]
                     self._buried.append((fd, self.readers()[0]))
 
@@ -337,7 +335,7 @@ class LocalObjects(GrowingObjects):
 
     def forget(self, serial: int) -> None:
         """Close the namespace's objects; nothing more is written to them.  Who reads a chunk of them (it was lent to a
-        clone, or the namespace comes back) opens them again; in memory they stay open until `delete`."""
+        clone, or the namespace comes back) opens them again."""
         with self._lock:
             for key in ((serial, False), (serial, True)):
                 found = self._open.pop(key, None)
@@ -348,25 +346,11 @@ class LocalObjects(GrowingObjects):
                 self.unsynced.pop(folder, None)
                 self.sealing.pop(folder, None)
                 self._buried.append((folder, self.readers()[0]))  # an fsync may be at it
-            if self.root is not None:
-                self._bury(serial)
-
-    def in_memory(self, serial: int) -> dict[int, int]:
-        """Number → size of the namespace's objects in a store without directories."""
-        with self._lock:
-            return {number: os.fstat(fd).st_size for number, fd in self._table.items() if number >> 32 == serial}
-
-    def delete(self, serial: int) -> None:
-        """In memory: the namespace's objects are gone; no row names a chunk of them.  Files are the caller's."""
-        with self._lock:
-            self._bury(serial)
-
-    def _bury(self, serial: int) -> None:
-        for number in [n for n in self._table if n >> 32 == serial]:
-            fd = self._table.pop(number)
-            self.unsynced.pop(fd, None)
-            self.sealing.pop(fd, None)
-            self._buried.append((fd, self.readers()[0]))
+            for number in [n for n in self._table if n >> 32 == serial]:
+                fd = self._table.pop(number)
+                self.unsynced.pop(fd, None)
+                self.sealing.pop(fd, None)
+                self._buried.append((fd, self.readers()[0]))
 
     def close(self) -> None:
         for fd in {*self._table.values(), *self._folders.values(), *(fd for fd, _ in self._buried)}:

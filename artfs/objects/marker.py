@@ -65,9 +65,10 @@ async def read(provider: Provider) -> Marker | None:
         return None
 
 
-async def claim(provider: Provider, uuid: str, generation: int) -> None:
-    """Make the place this store's, or see that it is.  Errors: InvalidError if it is somebody else's, BusyError if the
-    store was recovered elsewhere, FormatError, DamagedError, and what the provider says."""
+async def claim(provider: Provider, uuid: str, generation: int, *, known: bool = False) -> None:
+    """Make the place this store's, or see that it is; `known`: it has been before.  Errors: InvalidError if it is
+    somebody else's, or is not what it was, BusyError if the store was recovered elsewhere, FormatError, DamagedError,
+    and what the provider says."""
     found = await read(provider)
     if found is None:
         name = await _any_object(provider)
@@ -75,6 +76,11 @@ async def claim(provider: Provider, uuid: str, generation: int) -> None:
             raise InvalidError(
                 f"{provider.url} holds objects of a store that cannot be told ({name}, but no {NAME}): choose "
                 f"another prefix, or bring that store back with `artfs recover {provider.url}`"
+            )
+        if known:
+            raise InvalidError(
+                f"{provider.url} is empty, but this store keeps objects there: see that it is the right place, and that"
+                f" its disk is mounted; nothing is written there"
             )
         try:
             await provider.create(NAME, Marker(uuid, generation, time.time_ns()).pack())

@@ -71,5 +71,8 @@ class MemoryProvider:
             if name in self._objects:
                 yield name, self._objects[name][1].size
 
+    async def tidy(self, before: float) -> int:
+        return 0  # nothing outlives its writer
+
     async def close(self) -> None:
         pass

@@ -96,8 +96,8 @@ def open_provider(url: str, limits: Limits) -> Provider:
     if parsed.kind == "s3":
         from artfs.objects.s3 import S3Provider
 
-        place, limit = with_endpoint(parsed.place, os.environ), limits.provider_timeout
-        return S3Provider(parsed.url, place, limit, limits.part_size, limits.uploads)
+        place = with_environment(parsed.place, os.environ)
+        return S3Provider(parsed.url, place, limits.provider_timeout, limits.part_size, limits.uploads)
     if parsed.kind == "file":
         from artfs.objects.disk import DiskProvider
 
@@ -154,13 +154,21 @@ def for_type(
     return canonical_url(url)
 
 
+def with_environment(place: Place, env: Mapping[str, str]) -> Place:
+    """With what its URL leaves to the environment of whoever opens it.  Errors: InvalidError."""
+    place = with_endpoint(place, env)
+    if not place.endpoint_url and (url := _first(env, "S3_ENDPOINT_URL")):
+        place = _replaced(place, endpoint_url=_endpoint(url, "S3_ENDPOINT_URL"))
+    return _checked("S3_SSE_ALGORITHM", _replaced(place, sse=place.sse or _first(env, "S3_SSE_ALGORITHM")))
+
+
 def with_endpoint(place: Place, env: Mapping[str, str]) -> Place:
     """IBM's buckets are not where AWS's are: IBM_COS_ENDPOINT, else that of the region."""
     if place.flavor != "ibm" or place.endpoint_url:
         return place
     region = place.region or _first(env, "AWS_REGION") or "us-south"
     endpoint = _first(env, "IBM_COS_ENDPOINT") or f"https://s3.{region}.cloud-object-storage.appdomain.cloud"
-    return _replaced(place, endpoint_url=_endpoint(endpoint))
+    return _replaced(place, endpoint_url=_endpoint(endpoint, "IBM_COS_ENDPOINT"))
 
 
 def _s3_from(given: Mapping[str, str], env: Mapping[str, str], ibm: bool) -> str:
@@ -217,8 +225,8 @@ def _checked(what: str, place: Place) -> Place:
     )
 
 
-def _endpoint(url: str) -> str:
-    shape = "an endpoint_url is http://HOST[:PORT] or https://HOST[:PORT][/PATH]"
+def _endpoint(url: str, name: str = "an endpoint_url") -> str:
+    shape = f"{name} is http://HOST[:PORT] or https://HOST[:PORT][/PATH]"
     try:
         parts = urlsplit(url if "://" in url else f"https://{url}")
         port = parts.port

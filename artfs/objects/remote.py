@@ -8,16 +8,21 @@ most that one is uploaded again.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from anyio import to_thread
 
-from artfs.errors import InvalidError
+from artfs.errors import ArtfsError, InvalidError
 from artfs.objects import Home, Provider
+from artfs.objects.held import HeldObjects
 from artfs.objects.uploads import Progress, Uploads, Waiting
+
+log = logging.getLogger(__name__)
 
 __all__ = ["CacheStatistics", "NoProviders", "Progress", "Remote", "Waiting"]
 
@@ -65,7 +70,8 @@ class Remote(Uploads):
             return
         serials = {prefix: serial for serial, prefix in local.prefixes.items() if serial in self.homes}
         for number, info, _ in _objects_below(local.root, serials):
-            local.found(number, info.st_size, info.st_mtime_ns)
+            if not local.waits(number):  # else the replay has just begun it, and it takes more chunks
+                local.found(number, info.st_size, info.st_mtime_ns)
         found = sorted(_objects_below(local.cache, serials, clean=True), key=lambda item: item[1].st_mtime_ns)
         for number, info, _ in found:
             self._count(number, info.st_blocks * 512)
@@ -86,15 +92,32 @@ class Remote(Uploads):
             if serial in self.homes:
                 await self.provider(serial).delete([self.name(number) for number in some])
 
-    async def discard_namespace(self, serial: int) -> None:
-        """The namespace is gone and nothing of it was lent: so are all objects below its prefix."""
+    async def discard_namespaces(self, serials: Collection[int]) -> None:
+        """The namespaces are gone and nothing of them was lent: so are all objects below their prefixes.
+        Errors: as the provider; OSError."""
         local = self.local
-        prefix = local.prefixes.get(serial)
-        if prefix is None:
-            return
-        if local.root is None:
-            local.delete(serial)
-            return
+        plain = [serial for serial in serials if serial not in self.homes and serial in local.prefixes]
+        if isinstance(local, HeldObjects):
+            for serial in plain:
+                local.delete(serial)
+        elif plain:
+            root = local.root
+            assert root is not None
+            await to_thread.run_sync(_remove_directories, [root / local.prefixes[serial] for serial in plain])
+        for serial in serials:
+            if serial in self.homes and serial in local.prefixes:
+                await self._discard_backed(serial)
+
+    def drop_waiting(self, serials: Collection[int]) -> None:
+        """Those namespaces are gone, nothing of them was lent, and no copy of the metadata that names them is on its
+        way: what no provider has of them, none needs to get."""
+        for number in self.local.waiting_objects(serials):
+            self.local.remove(number)
+        self.look_at_room()
+
+    async def _discard_backed(self, serial: int) -> None:
+        local = self.local
+        prefix = local.prefixes[serial]
         while busy := [event for number, event in self._uploading.items() if number >> 32 == serial]:
             for number in [n for n in local.ready() if n >> 32 == serial]:
                 local.remove(number)
@@ -104,23 +127,32 @@ class Remote(Uploads):
             self._forget(number)
         for top in (local.root, local.cache):
             assert top is not None
-            await to_thread.run_sync(_remove_directory, top / prefix)
-        if serial in self.homes:
-            provider = self.provider(serial)
-            await provider.delete([name async for name, _ in provider.list(f"{prefix}/")])
+            await to_thread.run_sync(_remove_directories, [top / prefix])
+        provider = self.provider(serial)
+        await provider.delete([name async for name, _ in provider.list(f"{prefix}/")])
+
+    async def tidy(self, before: float) -> int:
+        """See `Provider.tidy`; of all providers.  One that fails, or cannot tell, is left for another time."""
+        ended = 0
+        for url in sorted({home.provider for home in self.homes.values()}):
+            try:
+                ended += await self.providers.get(Home(url)).tidy(before)
+            except (ArtfsError, OSError) as error:
+                log.warning("what was left unfinished in %s stays for now: %s", url, error)
+        return ended
 
     async def objects(self, serial: int) -> dict[int, int]:
         """Number → bytes of the namespace's objects that take no more chunks, here or in its provider."""
         local = self.local
         prefix = local.prefixes[serial]
         found: dict[int, int] = {}
-        if local.root is not None:
+        if isinstance(local, HeldObjects):
+            found |= local.sizes(serial)
+        else:
             for top in (local.root, local.cache):
                 assert top is not None
                 listed = await to_thread.run_sync(list, _objects_below(top, {prefix: serial}))
                 found |= {number: info.st_size for number, info, _ in listed}
-        else:
-            found |= local.in_memory(serial)
         if serial in self.homes:
             encoded = bool(self.homes[serial].codec)
             async for name, size in self.provider(serial).list(f"{prefix}/"):
@@ -166,10 +198,9 @@ def _objects_below(
                 path.unlink(missing_ok=True)
 
 
-def _remove_directory(path: Path) -> None:
-    try:
-        for file in os.scandir(path):
-            os.unlink(file.path)
-        path.rmdir()
-    except FileNotFoundError:
-        pass
+def _remove_directories(paths: Iterable[Path]) -> None:
+    for path in paths:
+        with suppress(FileNotFoundError):
+            for file in os.scandir(path):
+                os.unlink(file.path)
+            path.rmdir()

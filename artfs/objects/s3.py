@@ -21,7 +21,8 @@ import anyio
 from artfs.aio import Bridge
 from artfs.errors import BusyError, ExistsError, InvalidError, NotFoundError, UnavailableError
 from artfs.objects import Capabilities, Info, check_name
-from artfs.objects.s3_client import Body, Client, Place, content_md5, release
+from artfs.objects.s3_bodies import Body, content_md5, receiving
+from artfs.objects.s3_client import Client, Place, release
 from artfs.objects.s3_errors import Refused, attempts_of, code_of, ours, status_of, translated
 from artfs.objects.s3_uploads import MIB, Key, Uploads
 
@@ -30,7 +31,10 @@ COPY_PART = 1 << 30
 COPY_RATE = 16
 """How many bytes a server copies in the time in which one would be sent."""
 DELETED_AT_ONCE = 1000
-PIECE = MIB
+PROBE = "check-"
+"""What the names of objects begin with that are put to see whether they can be."""
+OURS = ("grid/", "meta/")
+"""What the names begin with of all that nobody but the store uploads."""
 LONGEST = 7 * 86_400
 """Seconds that a signed URL may be valid."""
 
@@ -64,7 +68,7 @@ class S3Provider:
 
     async def _check(self) -> None:
         calls, data = self._calls, token_hex(16).encode()
-        probe = {"Bucket": self.place.bucket, "Key": f"{self._prefix}check-{token_hex(8)}"}
+        probe = {"Bucket": self.place.bucket, "Key": f"{self._prefix}{PROBE}{token_hex(8)}"}
         await self._page("trying to list", {"Bucket": self.place.bucket, "Prefix": self._prefix, "MaxKeys": 1})
         put = {**probe, **calls.sse, "Body": Body(data), "ContentMD5": content_md5(data)}
         await calls.request("trying to put", "put_object", put)
@@ -158,6 +162,20 @@ class S3Provider:
             if failed.get("Code") != "NoSuchKey":
                 raise ours(Refused({"Error": failed}), f"object {failed.get('Key', '?')}", calls.where)
 
+    async def tidy(self, before: float) -> int:
+        return await self._bridge.call(self._tidy, before)
+
+    async def _tidy(self, before: float) -> int:
+        """Uploads in parts, but for those of clients, which end with their windows; and what `check` has put."""
+        bucket, ended = self.place.bucket, 0
+        for prefix in OURS:
+            ended += await self._calls.end_abandoned(bucket, self._prefix + prefix, before)
+        answer = await self._page(f"objects {PROBE}*", {"Bucket": bucket, "Prefix": self._prefix + PROBE})
+        probes = [row for row in answer.get("Contents", ()) if row["LastModified"].timestamp() < before]
+        for row in probes:
+            await self._calls.request("trying to delete", "delete_object", {"Bucket": bucket, "Key": row["Key"]})
+        return ended + len(probes)
+
     # reading
     async def get(self, name: str, offset: int, length: int) -> bytes:
         return await self._bridge.call(self._get, name, self._key(name), offset, length)
@@ -175,28 +193,23 @@ class S3Provider:
 
     async def _read(self, client: Client, key: Key, name: str, offset: int, length: int) -> bytes:
         end = offset + length
-        try:
-            answer = await client.api.get_object(**key, Range=f"bytes={offset}-{end - 1}")
-        except Exception as error:
-            if status_of(error) == 416:
-                raise self._short(name, end) from error
-            raise
-        body = answer["Body"]
-        async with body:
-            # Some servers say 200, but mean 206.
-            range_, size = answer.get("ContentRange", ""), answer.get("ContentLength", length)
-            if size < length and (not range_ or range_.startswith(f"bytes {offset}-")):
-                raise self._short(name, end)
-            asked = range_.startswith(f"bytes {offset}-{end - 1}/") if range_ else offset == 0
-            if size > length or not asked:
-                raise UnavailableError(f"object {name}, {self._calls.where}: the answer is not the range asked for")
-            pieces, left = [], length
-            while left >= 0 and (piece := await body.read(PIECE)):
-                pieces.append(piece)
-                left -= len(piece)
-        if left:
-            raise UnavailableError(f"object {name}, {self._calls.where}: {length - left} bytes came of {length}")
-        return b"".join(pieces)
+        with receiving(length) as body:
+            try:
+                answer = await client.api.get_object(**key, Range=f"bytes={offset}-{end - 1}")
+            except Exception as error:
+                if status_of(error) == 416:
+                    raise self._short(name, end) from error
+                raise
+        # Some servers say 200, but mean 206.
+        range_, size = answer.get("ContentRange", ""), answer.get("ContentLength", length)
+        if size < length and (not range_ or range_.startswith(f"bytes {offset}-")):
+            raise self._short(name, end)
+        asked = range_.startswith(f"bytes {offset}-{end - 1}/") if range_ else offset == 0
+        if size > length or not asked or len(body.data) > length:
+            raise UnavailableError(f"object {name}, {self._calls.where}: the answer is not the range asked for")
+        if len(body.data) < length:
+            raise UnavailableError(f"object {name}, {self._calls.where}: {len(body.data)} bytes came of {length}")
+        return body.data
 
     async def head(self, name: str) -> Info:
         return await self._bridge.call(self._calls.info, f"object {name}", self._key(name))

@@ -16,13 +16,11 @@ from __future__ import annotations
 
 import importlib
 import os
-from base64 import b64encode
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import partial
-from hashlib import md5
 from typing import Any
 
 import anyio
@@ -30,6 +28,7 @@ from anyio import to_thread
 from anyio.lowlevel import RunVar
 
 from artfs.errors import DeniedError, InvalidError
+from artfs.objects.s3_bodies import Body, content_md5
 from artfs.objects.s3_errors import Refused
 
 ATTEMPTS = 4
@@ -37,8 +36,6 @@ CONNECTIONS = 128
 AHEAD = 2
 """Parts that are read and hashed while as many as may be sent are on their way."""
 BUSY = (429, 503)
-STEP = 256 << 10
-"""Bytes that are given to a connection at once: it waits until they have left, so that no body is in memory twice."""
 SMALL = 64 << 10
 """A body up to here is sent without asking first (`Expect: 100-continue`), which takes a round trip."""
 
@@ -160,6 +157,7 @@ async def _made(endpoint: Endpoint) -> Client:
         read_timeout=endpoint.timeout,
         retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
         max_pool_connections=CONNECTIONS,
+        http_session_cls=importlib.import_module("artfs.objects.s3_session").Session,
         tcp_keepalive=True,
         # Bodies are checked by Content-MD5; SHA-256 of each, on the loop, would take most of the time of an upload.
         s3={"addressing_style": place.addressing, "payload_signing_enabled": False},
@@ -225,36 +223,3 @@ def _stay(context: dict[str, Any], **_: Any) -> None:
 def _with_md5(params: dict[str, Any], **_: Any) -> None:
     """Many servers want it for this request, which newer clients only give a CRC."""
     params["headers"]["Content-MD5"] = content_md5(params["body"])
-
-
-def content_md5(data: bytes) -> str:
-    """Every server of the protocol refuses a body that does not match this header.  MD5 takes 1.5 ms per MiB, CRC32 a
-    quarter of that, but that is refused by some servers and ignored by others; what an ETag is depends on encryption.
-    The C code lets other threads run."""
-    return b64encode(md5(data, usedforsecurity=False).digest()).decode()
-
-
-class Body:
-    """Bytes on their way: what botocore takes for a file, and aiohttp for pieces that come one after the other."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = memoryview(data)
-        self.md5 = content_md5(data)
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    async def __aiter__(self) -> AsyncIterator[memoryview]:
-        for start in range(0, len(self._data), STEP):
-            yield self._data[start : start + STEP]
-
-    def read(self, size: int = -1) -> bytes:
-        """Of a file at its end: nobody reads but through the iterator, which always begins at the start."""
-        return b""
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Before the body is sent again."""
-        return 0
-
-    def tell(self) -> int:
-        return 0

@@ -7,8 +7,7 @@ within `2 × timeout` and a second for each `SLOWEST` bytes that it moves.
   parts are sent at once, for all providers with this endpoint together; other threads read and hash the next ones,
   `AHEAD` at most.
 * An upload in parts is an object only when all are there, and when its size is the file's.  One that fails or is
-  cancelled is aborted; one whose process is killed stays until a lifecycle rule of the bucket
-  (AbortIncompleteMultipartUpload) ends it.
+  cancelled is aborted; one whose process was killed is found by a later one (`end_abandoned`).
 """
 
 from __future__ import annotations
@@ -24,7 +23,8 @@ from anyio import to_thread
 
 from artfs.errors import ArtfsError, InvalidError, NotFoundError, UnavailableError
 from artfs.objects import Info
-from artfs.objects.s3_client import Body, Client, Endpoint, Place, client_for, failed
+from artfs.objects.s3_bodies import Body
+from artfs.objects.s3_client import Client, Endpoint, Place, client_for, failed
 from artfs.objects.s3_errors import attempts_of, code_of, translated
 
 MIB = 1 << 20
@@ -103,6 +103,7 @@ class Uploads:
         self.timeout = timeout
         self.part_size = part_size
         self.endpoint = Endpoint.of(place, timeout, uploads)
+        self.going_on: set[str] = set()
         self.where = f"bucket {place.bucket} at {place.endpoint_url or 'AWS'}"
         self.sse = {"ServerSideEncryption": place.sse} if place.sse else {}
         if place.kms_key:
@@ -114,9 +115,10 @@ class Uploads:
         token = failed.set(failures)
         try:
             with translated(what, self.where):
+                client = await client_for(self.endpoint, self)  # which imports a lot, and asks no provider
                 try:
                     with anyio.fail_after(2 * self.timeout + size / SLOWEST):
-                        return await function(await client_for(self.endpoint, self))
+                        return await function(client)
                 except TimeoutError as error:
                     if failures:  # it was about to be tried again; this is why
                         raise failures[-1] from error
@@ -186,6 +188,7 @@ class Uploads:
     ) -> None:
         """An object of `count` parts, each of which `send(upload, number)` sends, for its etag; all begin at once."""
         upload = await self.begin(what, key)
+        self.going_on.add(upload)
         etags: dict[int, str] = {}
         failures: list[ArtfsError] = []
 
@@ -207,6 +210,8 @@ class Uploads:
             with anyio.CancelScope(shield=True), anyio.move_on_after(self.timeout), suppress(ArtfsError):
                 await self.abort(what, key, upload)
             raise
+        finally:
+            self.going_on.discard(upload)
         if found.size != size:
             raise UnavailableError(f"{what}, {self.where}: it has {found.size} bytes of {size}; try again")
 
@@ -230,3 +235,19 @@ class Uploads:
     async def abort(self, what: str, key: Key, upload: str) -> None:
         with suppress(NotFoundError):
             await self.request(what, "abort_multipart_upload", {**key, "UploadId": upload})
+
+    async def end_abandoned(self, bucket: str, prefix: str, before: float) -> int:
+        """Abort the uploads of keys with that prefix which were begun before that moment (seconds since 1970), and do
+        not go on here; how many there were."""
+        what, ended = f"uploads in parts of {prefix}*", 0
+        wanted: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
+        while True:
+            answer = await self.request(what, "list_multipart_uploads", wanted)
+            for found in answer.get("Uploads", ()):
+                old = found["Initiated"].timestamp() < before and found["UploadId"] not in self.going_on
+                if old and found["Key"].startswith(prefix):
+                    await self.abort(what, {"Bucket": bucket, "Key": found["Key"]}, found["UploadId"])
+                    ended += 1
+            if not answer.get("IsTruncated") or not answer.get("NextKeyMarker"):
+                return ended
+            wanted |= {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer.get("NextUploadIdMarker", "")}

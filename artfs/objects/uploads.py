@@ -18,7 +18,7 @@ from anyio.abc import TaskGroup
 
 from artfs.errors import ArtfsError, UnavailableError
 from artfs.objects import Providers
-from artfs.objects.cache import Cache
+from artfs.objects.fetching import Fetching
 from artfs.objects.local import LocalObjects
 from artfs.settings import Settings
 
@@ -36,15 +36,28 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
+class WaitingFor:
+    """One provider, by its URL."""
+
+    url: str
+    bytes: int
+    objects: int
+    error: str
+    retry_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Waiting:
     """What no provider has yet.  `oldest`: when its first byte came, in nanoseconds since 1970; `error`: of the last
-    attempt that failed, empty if all is well; `retry_at`: when it is tried again."""
+    attempt that failed, empty if all is well; `retry_at`: when it is tried again; `providers`: those that something
+    waits for."""
 
     bytes: int
     objects: int
     oldest: int | None
     error: str
     retry_at: int | None
+    providers: tuple[WaitingFor, ...]
 
 
 class _Backoff:
@@ -66,7 +79,7 @@ class _Backoff:
         self.error = ""
 
 
-class Uploads(Cache):
+class Uploads(Fetching):
     """`run` must be running for anything to be uploaded.  `commit`: have everything that was logged committed;
     `allowed` raises if this store may not write to its provider any more; `keep_numbers`: have it written down that
     these are taken, because a copy is no witness."""
@@ -84,21 +97,33 @@ class Uploads(Cache):
         self._attempt = 0
         self._backoffs: dict[str, _Backoff] = {}
         self._kick = anyio.Event()
+        self._looked = anyio.Event()
         self._room = anyio.Event()
 
     def _backoff(self, serial: int) -> _Backoff:
         return self._backoffs.setdefault(self.homes[serial].provider, _Backoff())
 
     def waiting(self) -> Waiting:
-        failing = [backoff for backoff in self._backoffs.values() if backoff.error]
-        retry = min((backoff.until for backoff in failing), default=None)
+        sizes: dict[str, list[int]] = {}
+        for number, size in self.local.waiting_objects().items():
+            sizes.setdefault(self.homes[number >> 32].provider, []).append(size)
+        providers = tuple(self._waiting_for(url, sizes[url]) for url in sorted(sizes))
+        failing = [provider for provider in providers if provider.error]
         return Waiting(
             bytes=self.local.waiting,
-            objects=len(self.local.waiting_objects()),
+            objects=sum(provider.objects for provider in providers),
             oldest=self.local.oldest(),
             error=failing[0].error if failing else "",
-            retry_at=None if retry is None else time_ns() + max(int((retry - monotonic()) * NS), 0),
+            retry_at=min((p.retry_at for p in failing if p.retry_at is not None), default=None),
+            providers=providers,
         )
+
+    def _waiting_for(self, url: str, sizes: list[int]) -> WaitingFor:
+        backoff = self._backoffs.get(url)
+        if backoff is None or not backoff.error:
+            return WaitingFor(url, sum(sizes), len(sizes), "", None)
+        retry = time_ns() + max(int((backoff.until - monotonic()) * NS), 0)
+        return WaitingFor(url, sum(sizes), len(sizes), backoff.error, retry)
 
     def kick(self) -> None:
         """Look at once for what is to be uploaded."""
@@ -114,6 +139,8 @@ class Uploads(Cache):
                     age = None if self.crowded else time_ns() - int(self.settings.upload_delay * NS)
                     self.local.close_objects(born_before=age)
                     wait = self._start_uploads(tasks)
+                    self._looked.set()
+                    self._looked = anyio.Event()
                     self.look_at_room()
                     if self._copies and (self._over() or self._free() < self.settings.cache_reserve):
                         await self._make_room(0)
@@ -155,8 +182,7 @@ class Uploads(Cache):
                 if self.local.waits(number):  # else its namespace was destroyed meanwhile
                     self.local.uploaded(number)
                     self._sizes[number] = size
-                    self._have[number] = set(range(-(-size // self.settings.piece_size)))
-                    self._count(number, size)
+                    self._is_whole(number, size)
             self.uploads += 1
             self.uploaded += size
             backoff.worked()
@@ -196,13 +222,22 @@ class Uploads(Cache):
                 attempt, error = self._failures.get(number, (0, None))
                 if attempt > first and error is not None:
                     raise _told(error, len(wanted)) from error
-            busy = [self._uploading[number] for number in wanted if number in self._uploading]
-            with anyio.move_on_after(TICK):
-                if busy:
-                    await busy[0].wait()
-                else:  # they wait for a commit, or for the uploads of others
-                    await anyio.sleep(LOOK)
-                    self.kick()
+            ended = self._under_way(wanted)
+            if ended is None:
+                looked = self._looked
+                self.kick()
+                with anyio.move_on_after(LOOK):
+                    await looked.wait()
+                ended = self._under_way(wanted)
+            if ended is not None:
+                with anyio.move_on_after(TICK):
+                    await ended.wait()
+            elif all(map(self.local.waits, wanted)):  # for a commit, or for the uploads of others
+                await anyio.sleep(LOOK)
+
+    def _under_way(self, wanted: Collection[int]) -> anyio.Event | None:
+        """What is set when an upload of one of these has ended."""
+        return next((self._uploading[number] for number in wanted if number in self._uploading), None)
 
     def look_at_room(self) -> None:
         """Set `crowded`, if that has changed."""

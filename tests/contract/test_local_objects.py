@@ -5,21 +5,31 @@ import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from xxhash import xxh3_128_digest
 
 from artfs.blocks import Chunk
 from artfs.errors import DamagedError
-from artfs.objects import OBJECT_LIMIT, local, object_number
+from artfs.objects import OBJECT_LIMIT, held, local, object_number
+from artfs.objects.held import HeldObjects
 from artfs.objects.local import LocalObjects
 
 A, B = 5, 6
+T = TypeVar("T", bound=LocalObjects)
 PREFIX = {A: "grid/box/shared/ns-a", B: "grid/box/user-u/ns-b"}
 
 
-def _open(root: Path | None) -> LocalObjects:
-    objects = LocalObjects(root)
+def _open(root: Path) -> LocalObjects:
+    return _registered(LocalObjects(root))
+
+
+def _held() -> HeldObjects:
+    return _registered(HeldObjects())
+
+
+def _registered(objects: T) -> T:
     for serial, prefix in PREFIX.items():
         objects.register(serial, prefix, 0)
     return objects
@@ -34,7 +44,7 @@ def objects(tmp_path: Path) -> Iterator[LocalObjects]:
 
 @pytest.fixture(params=["disk", "memory"])
 def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LocalObjects]:
-    made = _open(tmp_path if request.param == "disk" else None)
+    made = _open(tmp_path) if request.param == "disk" else _held()
     yield made
     made.close()
 
@@ -75,7 +85,7 @@ def test_what_is_appended_is_read(either: LocalObjects) -> None:
     assert first.verified and second.verified
     assert either.read(_fresh(first)) == b"hello"
     assert either.read(_fresh(second)) == b"world!"
-    assert os.pread(either.descriptor(second.object), 6, second.offset) == b"world!"
+    assert either.size(second.object) == 11
 
 
 def test_several_lie_next_to_each_other(either: LocalObjects) -> None:
@@ -160,6 +170,7 @@ def test_an_object_that_could_not_be_opened_fully_does_not_stand_in_the_way(
 # rotation
 def test_a_full_object_takes_no_more(either: LocalObjects, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "OBJECT_LIMIT", 100)
+    monkeypatch.setattr(held, "OBJECT_LIMIT", 100)
     assert OBJECT_LIMIT == 64 << 20
     places = [(c.object & 0xFF, c.offset) for c in (either.append(A, bytes(n)) for n in (60, 40, 1, 99, 1))]
     assert places == [(0, 0), (0, 60), (1, 0), (1, 1), (2, 0)]
@@ -169,6 +180,7 @@ def test_a_chunk_larger_than_an_object_gets_one_of_its_own(
     either: LocalObjects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local, "OBJECT_LIMIT", 100)
+    monkeypatch.setattr(held, "OBJECT_LIMIT", 100)
     large, small = either.append(A, bytes(500)), either.append(A, b"x")
     assert (large.object & 0xFF, small.object & 0xFF) == (0, 1)
     assert either.read(_fresh(large)) == bytes(500)
@@ -321,7 +333,7 @@ def test_an_object_that_is_cut_short_is_damage(objects: LocalObjects) -> None:
 
 
 def test_damage_in_memory_has_no_path(tmp_path: Path) -> None:
-    objects = _open(None)
+    objects = _held()
     chunk = objects.append(A, b"hello")
     chunk = Chunk(chunk.object, chunk.offset, chunk.length, bytes(16))
     with pytest.raises(DamagedError, match=f"object {chunk.object:x} is damaged"):
@@ -436,15 +448,34 @@ def test_objects_that_grow_or_are_not_synced_stay_in_the_table(tmp_path: Path, m
     objects.close()
 
 
-def test_a_trim_leaves_memory_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "DESCRIPTORS", 2)
-    monkeypatch.setattr(local, "OBJECT_LIMIT", 4)
-    objects = _open(None)
+def test_objects_in_memory_take_no_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held, "OBJECT_LIMIT", 4)
+    before = len(os.listdir("/proc/self/fd"))
+    objects = _held()
     chunks = [objects.append(A, b"%04d" % n) for n in range(10)]
     objects.sync()
     objects.reap()
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(objects.sizes(A)) == 10 and set(objects.sizes(A).values()) == {4}
     assert [objects.read(_fresh(chunk)) for chunk in chunks] == [b"%04d" % n for n in range(10)]
-    assert all(os.pread(objects.descriptor(c.object), 4, 0) == b"%04d" % n for n, c in enumerate(chunks))
+    objects.close()
+
+
+def test_a_file_becomes_an_object_in_memory(tmp_path: Path) -> None:
+    """In pieces, across which chunks may lie."""
+    objects = _held()
+    data = os.urandom(2 * held.ADOPTED + 100)
+    (tmp_path / "file").write_bytes(data)
+    with (tmp_path / "file").open("rb") as file:
+        number = objects.allocate(A)
+        objects.adopt(number, file.fileno(), len(data))
+    assert objects.size(number) == len(data)
+    for at, length in ((0, len(data)), (held.ADOPTED - 5, 10), (2 * held.ADOPTED, 100), (3, held.ADOPTED - 3)):
+        part = data[at : at + length]
+        assert objects.read(Chunk(number, at, length, xxh3_128_digest(part))) == part
+        assert objects.piece(Chunk(number, 0, len(data), b""), at, length) == part
+    with pytest.raises(DamagedError, match="ends before"):
+        objects.piece(Chunk(number, 0, len(data), b""), 0, len(data) + 1)
     objects.close()
 
 
@@ -497,23 +528,17 @@ def test_a_namespace_that_comes_back_begins_another_object(objects: LocalObjects
     assert (objects.read(_fresh(first)), objects.read(_fresh(second))) == (b"x", b"y")
 
 
-@pytest.mark.parametrize("synced", [True, False])
-def test_in_memory_objects_last_until_they_are_deleted(synced: bool) -> None:
+def test_in_memory_objects_last_until_they_are_deleted() -> None:
     """A clone, or the trash, may name chunks of a namespace that is closed."""
-    objects = _open(None)
+    objects = _held()
     large = objects.append(A, b"lent")
     (sealed,) = objects.append_all(A, [b"sealed"])
-    if synced:
-        objects.sync()
-    fds = [objects.descriptor(chunk.object) for chunk in (large, sealed)]
     objects.forget(A)
-    objects.reap()
     assert (objects.read(_fresh(large)), objects.read(_fresh(sealed))) == (b"lent", b"sealed")
     later = objects.append(A, b"back from the trash")
     assert later.object not in (large.object, sealed.object)
     objects.delete(A)
-    objects.reap()
-    assert not any(_is_open(fd) for fd in fds)
+    assert objects.sizes(A) == {}
     with pytest.raises(DamagedError, match="not in memory"):
         objects.read(_fresh(large))
     objects.close()
@@ -533,6 +558,7 @@ def test_close_lets_go_of_everything(tmp_path: Path) -> None:
 @pytest.mark.parametrize("limit", [OBJECT_LIMIT, 5000])
 def test_threads_append_and_sync_at_once(either: LocalObjects, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     monkeypatch.setattr(local, "OBJECT_LIMIT", limit)
+    monkeypatch.setattr(held, "OBJECT_LIMIT", limit)
     found: list[tuple[Chunk, bytes]] = []
     stop = threading.Event()
     errors: list[BaseException] = []

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
+from shutil import copytree
 
 import anyio
 import pytest
@@ -90,6 +92,9 @@ class FakeProvider:
         for name in sorted(self.objects):
             if name.startswith(prefix):
                 yield name, len(self.objects[name])
+
+    async def tidy(self, before: float) -> int:
+        return 0
 
     async def close(self) -> None: ...
 
@@ -227,6 +232,39 @@ async def test_a_hundred_readers_fetch_a_piece_once(tmp_path: Path, provider: Fa
         assert len(provider.gets) == 1
 
 
+async def test_those_who_wait_for_a_fetch_that_fails_fail_with_it(tmp_path: Path, provider: FakeProvider) -> None:
+    def fail(name: str) -> None:
+        raise UnavailableError("the provider is down")
+
+    async with opened(tmp_path / "s", provider, read_ahead=0) as store:
+        namespace, tree = await make(store)
+        node = await write(tree, b"a", random(4 * MIB))
+        await store.sync(namespace)
+        await store.shard.remote.drop()
+        await store.warm_up(namespace)
+        await store.shard.remote.drop()
+        blocks = [source for index in range(4) for _, _, source, _ in tree.block(node, index)]
+        chunks = [chunk for chunk in blocks if isinstance(chunk, Chunk)]
+        assert len(chunks) >= 4
+        provider.gets.clear()
+        provider.delay, provider.fail = 0.1, fail
+        failed = 0
+
+        async def reader(chunk: Chunk) -> None:
+            nonlocal failed
+            with pytest.raises(UnavailableError, match="down"):
+                await store.shard.remote.bring(chunk)
+            failed += 1
+
+        async with trio.open_nursery() as nursery:
+            for chunk in chunks * 5:
+                nursery.start_soon(reader, chunk)
+        assert failed == 5 * len(chunks)
+        assert len(provider.gets) == 1  # not one after the other, each as long as a time-out
+        provider.fail = lambda name: None
+        await store.warm_up(namespace)
+
+
 async def test_a_new_process_goes_on_with_what_waits(tmp_path: Path, provider: FakeProvider) -> None:
     data = random(MIB)
     async with opened(tmp_path / "s", provider) as store:
@@ -241,6 +279,27 @@ async def test_a_new_process_goes_on_with_what_waits(tmp_path: Path, provider: F
         assert list(provider.objects.values()) == [data]
         again = store.catalogue.get(namespace.id)
         assert await read(store.volume(again).tree, b"a") == data
+
+
+async def test_what_a_replay_has_sealed_is_known_already(tmp_path: Path, provider: FakeProvider) -> None:
+    """Its object still takes chunks, so that it is not one of those that an earlier process left."""
+    first, second = random(20_000), random(30_000)
+    async with opened(tmp_path / "s", provider, commit_interval=60) as store:
+        namespace, tree = await make(store)
+        await store.shard.commit()
+        await write(tree, b"a", first)
+        copytree(tmp_path / "s", tmp_path / "killed")
+    async with opened(tmp_path / "killed", provider) as store:
+        assert store.shard.remote.waiting().bytes == len(first)
+        await anyio.sleep(0.1)
+        assert provider.objects == {}
+        tree = store.volume(store.catalogue.get(namespace.id)).tree
+        await write(tree, b"b", second)
+        await store.sync(namespace)
+        assert store.shard.remote.waiting().bytes == 0
+        assert list(provider.objects.values()) == [first + second]
+        await store.shard.remote.drop()
+        assert await read(tree, b"a") + await read(tree, b"b") == first + second
 
 
 async def test_nothing_is_uploaded_before_a_replay_could_do_without_it(tmp_path: Path, provider: FakeProvider) -> None:
@@ -413,6 +472,36 @@ async def test_uploads_run_at_once_within_their_bound(tmp_path: Path, provider: 
         assert provider.most == 3
 
 
+async def test_a_sync_waits_for_nothing_but_the_uploads(
+    tmp_path: Path, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No look at the uploads is waited for that time brings."""
+    monkeypatch.setattr("artfs.objects.uploads.LOOK", 60.0)
+    monkeypatch.setattr("artfs.objects.uploads.TICK", 60.0)
+    async with opened(tmp_path / "s", provider, uploads=1) as store:
+        for i in range(5):
+            _, tree = await make(store, f"n{i}")
+            await write(tree, b"a", random(MIB))
+        with trio.fail_after(30):
+            await store.sync()
+        assert len(provider.objects) == 5
+
+
+async def test_a_full_object_is_uploaded_at_once(
+    tmp_path: Path, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the writer goes on: neither a commit nor a look at what is ready is waited for that time brings."""
+    monkeypatch.setattr("artfs.objects.uploads.TICK", 60.0)
+    monkeypatch.setattr("artfs.objects.local.OBJECT_LIMIT", 4 * MIB)
+    async with opened(tmp_path / "s", provider, commit_interval=60.0) as store:
+        _, tree = await make(store)
+        await write(tree, b"a", random(9 * MIB))
+        with trio.fail_after(20):
+            while len(provider.objects) < 2:
+                await trio.sleep(0.01)
+        assert {len(data) for data in provider.objects.values()} == {4 * MIB}
+
+
 async def test_a_destroyed_namespace_leaves_nothing(tmp_path: Path, provider: FakeProvider) -> None:
     async with opened(tmp_path / "s", provider) as store:
         namespace, tree = await make(store)
@@ -441,7 +530,7 @@ async def test_a_clone_reads_what_its_source_uploaded(tmp_path: Path, provider: 
 
 async def test_a_sequential_reader_finds_what_comes_next(tmp_path: Path, provider: FakeProvider) -> None:
     data = random(40 * MIB)
-    async with opened(tmp_path / "s", provider, read_ahead=16 * MIB, piece_size=MIB) as store:
+    async with opened(tmp_path / "s", provider, read_ahead=16 * MIB, piece_size=MIB, cache_size=1 << 30) as store:
         namespace, tree = await make(store)
         await write(tree, b"a", data)
         await store.sync(namespace)
@@ -451,8 +540,47 @@ async def test_a_sequential_reader_finds_what_comes_next(tmp_path: Path, provide
         for at in range(0, 10 * MIB, MIB):
             await waiting(tree.read_bytes, node, at, MIB)
             await anyio.sleep(0.02)
-        assert len(provider.gets) >= 18
-        assert len(provider.gets) == len(set(provider.gets))
+        fetched = sorted((offset, offset + length) for _, offset, length in provider.gets)
+        assert all(end <= start for (_, end), (start, _) in pairwise(fetched)), "nothing is fetched twice"
+        assert sum(end - start for start, end in fetched) >= 18 * MIB
+        assert max(end - start for start, end in fetched) > 4 * MIB, "pieces are fetched together"
+        before = len(provider.gets)
+        for at in range(10 * MIB, 18 * MIB, MIB):
+            tree.read_bytes(node, at, MIB)  # without waiting: it was verified when it came
+        assert len(provider.gets) >= before
+
+
+async def test_chunks_that_reach_over_pieces_are_fetched_once(tmp_path: Path, provider: FakeProvider) -> None:
+    """Also where one of the pieces is here already."""
+    data = random(6 * MIB)
+    async with opened(tmp_path / "s", provider, read_ahead=4 * MIB, piece_size=MIB, cache_size=1 << 30) as store:
+        namespace, tree = await make(store)
+        await write(tree, b"first", random(100_000))
+        await write(tree, b"a", data)
+        await store.sync(namespace)
+        await store.shard.remote.drop()
+        assert await read(tree, b"a") == data
+        fetched = sorted((name, offset, offset + length) for name, offset, length in provider.gets)
+        assert all(a[0] != b[0] or a[2] <= b[1] for a, b in pairwise(fetched)), "nothing is fetched twice"
+        assert store.shard.remote.statistics().refetched == 0
+
+
+async def test_a_reader_that_gives_up_leaves_the_others_what_it_fetched(tmp_path: Path, provider: FakeProvider) -> None:
+    data = random(3 * MIB)
+    async with opened(tmp_path / "s", provider, read_ahead=0) as store:
+        namespace, tree = await make(store)
+        await write(tree, b"a", data)
+        await store.sync(namespace)
+        await store.shard.remote.drop()
+        node = await waiting(tree.lookup, tree.root(), b"a")
+        assert node is not None
+        provider.delay = 0.2
+        async with trio.open_nursery() as nursery:
+            with trio.move_on_after(0.05):
+                nursery.start_soon(read, tree, b"a")
+                await waiting(tree.read_bytes, node, 0, MIB)
+        assert await read(tree, b"a") == data
+        assert store.shard.remote.statistics().refetched == 0
 
 
 async def test_a_chunk_that_no_provider_has_is_an_error(tmp_path: Path, provider: FakeProvider) -> None:
