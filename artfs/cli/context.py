@@ -11,12 +11,14 @@ import os
 import re
 from argparse import Namespace
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from artfs.cli import mounttable
 from artfs.cli.output import Output
 from artfs.errors import BusyError, DeniedError, InvalidError
+from artfs.root import find_root
 
 if TYPE_CHECKING:
     from artfs.store.service import Caller
@@ -35,8 +37,6 @@ class Context:
     @property
     def root(self) -> Path:
         """--root, else the store of the mount that a path was in, else ARTFS_ROOT, else the default.  Absolute."""
-        from artfs.settings import find_root
-
         if self._root is None:
             self._root = find_root(getattr(self.args, "root", None))
         return self._root
@@ -66,11 +66,18 @@ class Context:
         """What `work` returns, with a caller of the store.  Errors: those of `connect`, and of `work`."""
         import anyio
 
-        from artfs.store.service import connect
+        from artfs.store.socket import Client
 
         check_access(self.root)
 
         async def main() -> T:
+            client = await Client.connect(self.root)
+            if client is not None:
+                async with aclosing(client):
+                    return await work(client)
+            # What a store consists of takes long to load, and is needed here only where nobody else serves it.
+            from artfs.store.service import connect
+
             async with connect(self.root, f"artfs {self.args.command_name}") as caller:
                 return await work(caller)
 

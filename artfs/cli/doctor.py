@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TextIO
 
 from artfs.cli.machine import EXTRAS, Facts, collect
+from artfs.root import find_root
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -74,12 +75,7 @@ def judge(facts: Facts) -> list[Finding]:
 
 def examine(root: Path | None = None) -> list[Finding]:
     """What this machine lacks, for a store at `root` (None: where the command line would look)."""
-    if root is None:
-        # Here, not above: doctor must be able to say that pydantic, on which settings stand, is missing.
-        from artfs.settings import find_root
-
-        root = find_root(None)
-    return judge(collect(root))
+    return judge(collect(find_root() if root is None else root))
 
 
 def _python(facts: Facts) -> Finding:

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import resource
 import shutil
-import sqlite3
 import stat
 import subprocess
 import sys
@@ -19,7 +17,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -107,7 +104,7 @@ def collect(root: Path) -> Facts:
         pyfuse3_error=probed["pyfuse3"],
         libfuse=probed.get("libfuse", ""),
         native_error=probed["native"],
-        kernel=platform.release(),
+        kernel=os.uname().release,
         superuser=os.geteuid() == 0,
         sys_admin=_has_sys_admin(),
         fusermount=fusermount,
@@ -198,6 +195,8 @@ def _probe() -> dict[str, str]:
 
 
 def _version(package: str) -> str | None:
+    from importlib import metadata
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -211,6 +210,8 @@ def _wanted(root: Path) -> tuple[str, ...]:
         settings = load_settings(root)
     except Exception:  # there is no store, or pydantic is missing: others tell
         return ()
+    import sqlite3
+
     urls = {settings.provider, *settings.providers.values()}
     try:
         with closing(sqlite3.connect(f"file:{quote(str(root / 'meta.db'))}?mode=ro", uri=True)) as db:

@@ -7,9 +7,7 @@ import os
 import re
 import select
 import shutil
-import sqlite3
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,6 +220,8 @@ def _state(point: str) -> str:
 
 
 def umount(ctx: Context) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
     point = os.path.realpath(ctx.args.point)
     mounts = mounttable.read_mounts()
     entry = mounttable.at(point, mounts)
@@ -244,14 +244,18 @@ def umount(ctx: Context) -> None:
         task.result()
         if state == "alive" and not ctx.args.lazy and root is not None and pid is not None:
             wait_for_end(pid, lambda: _tell(line, root))
-    left = left_behind(root) if root is not None and not ctx.args.lazy else {"bytes": 0, "objects": 0}
-    ctx.out.result({"point": point, "state": state, "pid": pid, "waiting": left})
+    behind, unsaved = {"bytes": 0, "objects": 0}, ""
+    if root is not None and not ctx.args.lazy:
+        behind, unsaved = left_behind(root), unsaved_trouble(root)
+    ctx.out.result({"point": point, "state": state, "pid": pid, "waiting": behind, "unsaved": unsaved})
     if ctx.out.json:
         return
-    if left["objects"]:
+    if unsaved:
+        ctx.out.say(f"the newest metadata are not with the provider: {unsaved}; the next mount goes on with that")
+    if behind["objects"]:
         ctx.out.say(
-            f"{size(left['bytes'])} in {objects(left['objects'])} still to be uploaded; the next mount goes on with "
-            "that, and so does `artfs sync`"
+            f"{size(behind['bytes'])} in {objects(behind['objects'])} still to be uploaded; the next mount goes on "
+            "with that, and so does `artfs sync`"
         )
     if state == "dead":
         ctx.out.say(f"{point} was dead and is cleaned up; `artfs mount {point}` mounts it again")
@@ -295,12 +299,19 @@ def _tell(line: Progress, root: Path | None) -> None:
     if not line.shown or root is None or line.waited() < 2 * POLL:
         return
     found = owner_status(root)
-    if found is None:
-        line.text("writing what is left")
-    elif found["waiting"]["bytes"]:
-        line.text(f"{waiting(found['waiting'])} left to upload")
-    else:
-        line.text(f"{size(found['statistics']['journal_used'])} left to commit")
+    line.text("writing what is left" if found is None else left(found))
+
+
+def left(found: dict[str, Any]) -> str:
+    """What an owner that is about to end still does, by its status."""
+    if found["statistics"]["journal_used"]:
+        return f"to commit: {size(found['statistics']['journal_used'])}"
+    if found["waiting"]["bytes"]:
+        return f"to upload: {waiting(found['waiting'])}"
+    if found["saved"] is not None:
+        trouble = found["saved"]["trouble"]
+        return "to save: the metadata" + (f"; the last attempt failed: {trouble}" if trouble else "")
+    return "ending"
 
 
 def owner_status(root: Path) -> dict[str, Any] | None:
@@ -325,8 +336,17 @@ def owner_status(root: Path) -> dict[str, Any] | None:
         return None
 
 
+def unsaved_trouble(root: Path) -> str:
+    """Why the last owner left no copy of its metadata with the provider; empty if it did, or had to make none."""
+    from artfs.volume.saving import read_note
+
+    return read_note(root).trouble
+
+
 def left_behind(root: Path) -> dict[str, int]:
     """Bytes and objects that no provider has, of a store that nobody serves: the next owner uploads them."""
+    import sqlite3
+
     found = {"bytes": 0, "objects": 0}
     try:
         with closing(sqlite3.connect(f"file:{quote(str(root / 'meta.db'))}?mode=ro", uri=True)) as db:

@@ -106,7 +106,8 @@ def sync(ctx: Context) -> None:
     ctx.out.result({"path": path, **done})
     if not ctx.out.json:
         moved = f"{size(done['bytes'])} uploaded; " if done["bytes"] else ""
-        ctx.out.say(f"{moved}synced" + (f"; metadata saved {moment(saved['moment'])}" if saved else ""))
+        copied = f"; metadata saved {moment(saved['moment'])}" if saved and saved["moment"] else ""
+        ctx.out.say(f"{moved}synced{copied}")
 
 
 def gc(ctx: Context) -> None:
@@ -205,6 +206,8 @@ def recover(ctx: Context) -> None:
     ctx.out.say(f"the store is as it was at {moment(found.moment)}, with {found.namespaces} namespaces")
     for damage in found.skipped:
         ctx.out.say(f"a newer copy of the metadata is damaged: {damage}")
+    for url in found.others:
+        ctx.out.say(f"of some namespaces the bytes are in {url}")
     for path in found.elsewhere:
         ctx.out.say(f"the bytes of {path} were in the lost directory alone")
 

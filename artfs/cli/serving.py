@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 import anyio
@@ -24,10 +26,15 @@ log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 DETACHED = 1.0
 """Seconds for programs that are still in a mount that was told to end."""
+MMAP_THRESHOLD, LARGE = -3, 2 << 20
+"""mallopt(3)'s M_MMAP_THRESHOLD, and our value."""
 
 
 def serve(plan: Plan, ready: Callable[[], None]) -> None:
     """Errors: ArtfsError; in groups, see `artfs.cli.app.cause`."""
+    with suppress(AttributeError):  # a libc without it
+        # glibc learns from the first buffer of 8 MiB that each thread had better keep the next: 100 MiB for nothing.
+        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, LARGE)
     anyio.run(_serve, plan, ready, backend="trio")
 
 
@@ -78,17 +85,25 @@ async def _commit(store: Store) -> None:
     except ArtfsError as error:
         log.warning("%s", error)
         return
-    if store.shard.remote.homes:
+    if store.shard.remote.homes or store.saver is not None:
         await _drain(store)
 
 
 async def _drain(store: Store) -> None:
-    """Upload what waits, for `drain_limit` at most; a signal ends it at once, and loses nothing."""
+    """Upload what waits, for `drain_limit` at most; a signal, or a mount that wants the store, ends it at once, and
+    loses nothing."""
     waiting = store.shard.remote.waiting()
     if waiting.bytes:
         limit = store.settings.drain_limit
         log.info("uploading %d bytes in %d objects, for %g s at most", waiting.bytes, waiting.objects, limit)
     async with anyio.create_task_group() as tasks:
+
+        def let_go() -> bool:
+            log.info("another mount goes on with what still waits")
+            tasks.cancel_scope.cancel()
+            return True
+
+        store.on_asked = let_go
         tasks.start_soon(_stop_on_signal, tasks.cancel_scope)
         await store.drain()
         tasks.cancel_scope.cancel()

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from artfs import __version__
 from artfs.cli.context import Context
 from artfs.cli.parsing import Commands
-from artfs.cli.values import moment, size, waiting
+from artfs.cli.values import moment, saved, size, waiting
 from artfs.errors import InvalidError
 
 DAMAGED = 6
@@ -129,8 +127,11 @@ def status(ctx: Context) -> int:
         f"provider     {found['provider'] or 'this directory'}",
         f"waiting      {waiting(found['waiting'])}",
     ]
+    lines += [f"missing      {why}" for why in found["missing"].values()]
+    if len(found["waiting"]["providers"]) > 1:
+        lines += [f"  for        {item['url']}: {waiting(item)}" for item in found["waiting"]["providers"]]
     if found["saved"] is not None:
-        lines.append(f"saved        the metadata of {moment(found['saved']['moment'])}")
+        lines.append(f"saved        {saved(found['saved'])}")
     lines += [f"running      {job['call']}, since {moment(job['started'])}" for job in found["jobs"]]
     ctx.out.result(found, lines)
     return DAMAGED if found["failure"] else 0
@@ -181,6 +182,9 @@ def doctor(ctx: Context) -> int:
 
 
 def version(ctx: Context) -> None:
+    import platform
+    from importlib import metadata
+
     from artfs.cli.machine import EXTRAS, PACKAGES
     from artfs.settings import FORMAT
 

@@ -64,17 +64,23 @@ def moment(ns: int | None) -> str:
 
 
 def waiting(found: dict[str, Any]) -> str:
-    """What waits for upload, for people."""
+    """What waits for upload (for one provider: without its age), for people."""
     if not found["bytes"] and not found["error"]:
         return "nothing"
     text = f"{size(found['bytes'])} in {objects(found['objects'])}"
-    if found["oldest"] is not None:
+    if found.get("oldest") is not None:
         text += f", since {moment(found['oldest'])}"
     if found["error"]:
         retry = found["retry_at"]
         seconds = f", again in {max(retry - time.time_ns(), 0) / NS:.0f} s" if retry is not None else ""
         text += f"; the last upload failed: {found['error']}{seconds}"
     return text
+
+
+def saved(found: dict[str, Any]) -> str:
+    """Of which moment the newest copy of the metadata is, for people."""
+    text = "never" if found["moment"] is None else f"the metadata of {moment(found['moment'])}"
+    return f"{text}; the last attempt failed: {found['trouble']}" if found["trouble"] else text
 
 
 def printable(text: str) -> str:

@@ -184,11 +184,24 @@ static int serve(char *buf, size_t n) {
     else call(h, handler, &c, reply);
     return 1;
 }
+static uint64_t window;      /* how long to poll busily: up to spin_ns, by how soon requests came of late */
+static uint64_t empty_since; /* when the queue was found empty; 0: it was not */
+
+/* A request came: a short pause makes the window four times as long as itself, at least for some more requests; one that
+ * no polling would have bridged halves it. */
+static void arrived(void) {
+    if (!empty_since) return;
+    uint64_t pause = now_ns() - empty_since;
+    window -= pause < conf.spin_ns ? window / 16 : window / 2;
+    if (pause < conf.spin_ns && window < 4 * pause) window = 4 * pause < conf.spin_ns ? 4 * pause : conf.spin_ns;
+    empty_since = 0;
+}
 /* The queue was empty: the next request, or -1 with EAGAIN when none came in time. Without the GIL. */
 static ssize_t linger(int fd, void *buf, size_t len, uint64_t deadline) {
-    uint64_t now = now_ns(), began = now, spin = now + conf.spin_ns < deadline ? now + conf.spin_ns : deadline;
+    uint64_t now = now_ns(), spin = now + window < deadline ? now + window : deadline;
     ssize_t n = -1;
     int error = EAGAIN;
+    empty_since = now;
     Py_BEGIN_ALLOW_THREADS
     while (now < spin && (n = read(fd, buf, len)) < 0 && ((error = errno) == EAGAIN || error == ENOENT)) now = now_ns();
     if (n < 0 && error == EAGAIN && conf.wait_ns && now < deadline) {
@@ -201,7 +214,7 @@ static ssize_t linger(int fd, void *buf, size_t len, uint64_t deadline) {
         }
     }
     Py_END_ALLOW_THREADS
-    if (conf.profile) stats.ns_idle += now_ns() - began;
+    if (conf.profile) stats.ns_idle += now_ns() - empty_since;
     errno = error;
     return n;
 }
@@ -222,6 +235,7 @@ static ssize_t drain(int fd, void *buf, size_t len) {
             if (errno == EAGAIN || errno == ENOENT) errno = EINTR;
             return -1;
         }
+        arrived();
         if (n < (ssize_t)sizeof(struct fuse_in_header) || !serve(buf, (size_t)n)) return n;
         if (now_ns() >= deadline) {
             errno = EINTR;

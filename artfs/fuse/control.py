@@ -167,7 +167,7 @@ class Control:
                     await store.sync(volume.namespace)
                 else:
                     await store.settle(volume)
-                await store.shard.sync()
+                    await store.shard.sync()
             except FsError:
                 raise
             except NoSpaceError as error:

@@ -147,8 +147,8 @@ class Native(Protocol):
 
         `init_set` and `init_clear` are `InitFlag`s over what libfuse negotiates; a flag that the kernel does
         not offer is never set. The four INIT numbers are libfuse's where 0. After an answer the extension
-        polls busily for `spin_us` and sleeps up to `wait_us` for the next request, `burst_us` in all (0, 0
-        and 2000); neither while requests wait.
+        polls busily for up to `spin_us` (less where requests come sooner, or later) and sleeps up to `wait_us`
+        for the next request, `burst_us` in all (0, 0 and 2000); neither while requests wait.
 
         `fs_error`: exceptions whose `errno` is the answer. `must_wait`: the request waits, `on_wait(unique,
         opcode, function, args, exception)` gets it, with bytes in place of a WRITE's memoryview and the

@@ -18,7 +18,7 @@ from typing import Any
 from artfs.errors import FsError
 from artfs.fuse import wire
 from artfs.fuse.control import IOCTLS, XATTR_PREFIX, Control
-from artfs.fuse.virtual import VirtualTree, later
+from artfs.fuse.virtual import VirtualTree, file, later
 from artfs.volume.attributes import KILL_SUIDGID, SIZE
 from artfs.volume.dead import DEAD
 from artfs.volume.inodes import ROOT
@@ -42,7 +42,7 @@ needs no request and the kernel caches writes, a write(2) to them fails only bec
 class Requests:
     """`valid`: seconds that the kernel may keep names and attributes of namespaces.  `cached`: the kernel caches
     writes, so that what it holds must be flushed before holes are looked for.  `remote`: what fsync and close wait
-    for, if that is more than the local disk."""
+    for, if that is more than the local disk.  `probe`: a name that is a file everywhere, for as long as it is set."""
 
     def __init__(
         self,
@@ -71,6 +71,7 @@ class Requests:
         self.stale_blocks = stale_blocks
         self.refused = refused
         self.remote = remote
+        self.probe: bytes | None = None
         self.grown: set[int] = set()  # st_blocks unknown to the kernel, which asks after a close but not an fsync
         self.negative = wire.negative(valid)
         self.unknown = wire.negative(0)
@@ -129,6 +130,8 @@ class Requests:
         return node.entry or self.encode(node)
 
     def _missing(self, folder: Node, name: bytes) -> bytes:
+        if name == self.probe:
+            return self.enter(file(VirtualTree(), self.control.numbers.fresh(), b""))
         if not isinstance(folder.tree, Tree):
             return self.unknown
         if folder.ino == ROOT and (name == CHECKPOINTS or name in META_FILES):

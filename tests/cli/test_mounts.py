@@ -50,6 +50,24 @@ def wait_until_ended(pid: int) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.parametrize(
+    "words", ["sync", "status", "ns list", "ls default/shared/web", "checkpoint create default/shared/web one"]
+)
+def test_a_command_beside_a_mount_loads_no_store(grid: Path, words: str) -> None:
+    """It starts several times as fast."""
+    heavy = {"pydantic", "apsw", "sqlite3", "trio", "pyfuse3", "artfs.settings", "artfs.store.store"}
+    program = f"""
+import sys
+from artfs.cli import main
+code = main(sys.argv[1:])
+print("loaded", *sorted({heavy!r} & set(sys.modules)))
+sys.exit(code)
+"""
+    command = [ARTFS[0], "-c", program, *words.split()]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "loaded"), done
+
+
 def test_up_and_down(store_root: Path, mount_point: Path) -> None:
     done = artfs("mount", mount_point, "--json")
     assert done.code == 0, done

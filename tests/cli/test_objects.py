@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -122,6 +123,29 @@ def test_a_provider_of_the_environment(
     assert made["provider"] == f"file://{tmp_path}/env"
 
 
+def test_each_scope_has_its_default(
+    store: Path, url: str, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = f"sqlite://{tmp_path}/sessions.db"
+    config = store / "config.toml"
+    config.write_text(f'provider = "{url}"\ncompression = "zstd"\nproviders = {{session="{session}", sandbox=""}}\n')
+    result(capsys, "session", "create", "--id", "s1")
+    for scope, where in (("user-ann", (url, "zstd")), ("sess-s1", (session, "zstd")), ("shared", ("", ""))):
+        made = result(capsys, "ns", "create", f"default/{scope}/made")
+        assert (made["provider"], made["codec"]) == where
+        blob = result(capsys, "ns", "create", f"default/{scope}/blob", "--type", "blob")
+        assert (blob["provider"], blob["codec"]) == (where[0], "")
+    monkeypatch.setenv("ARTFS_PROVIDERS", json.dumps({"user": session}))
+    assert result(capsys, "ns", "create", "default/user-ann/other")["provider"] == session
+    config.write_text('providers = {team = "memory:"}\n')
+    code, _, err = run(capsys, "status")
+    assert code == 2 and "config.toml" in err and "'session', 'user' or 'sandbox'" in err
+    monkeypatch.delenv("ARTFS_PROVIDERS")
+    config.write_text('providers = {user = "ftp://host/x"}\n')
+    code, _, err = run(capsys, "status")
+    assert code == 2 and "the setting provider, or providers: ftp://host/x: a provider is s3://" in err
+
+
 # write-back
 def test_sync_brings_everything_to_the_provider(store: Path, far: Path, capsys: Capture) -> None:
     assert result(capsys, "sync")["saved"]["moment"] > 0
@@ -153,11 +177,66 @@ def test_a_provider_that_fails_is_told_and_nothing_is_lost(
     assert result(capsys, "sync", WEB)["waiting"]["bytes"] == 0
 
 
+def test_status_tells_what_is_saved_and_what_fails_where(
+    store: Path, far: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert result(capsys, "status")["saved"] == {"moment": None, "sequence": 0, "trouble": ""}
+    assert "saved        never\n" in run(capsys, "status")[1]
+    moment = result(capsys, "sync")["saved"]["moment"]
+    assert result(capsys, "status")["saved"]["moment"] == moment  # another process
+    assert "saved        the metadata of 20" in run(capsys, "status")[1]
+    (tmp_path / "second").mkdir()
+    second = f"file://{tmp_path}/second"
+    for name in ("there", "packed"):
+        result(capsys, "ns", "create", f"default/shared/{name}", "--provider", second)
+    there = DiskProvider.check
+
+    async def check(provider: DiskProvider) -> None:
+        if provider.url == second:
+            raise UnavailableError("the second is away")
+        await there(provider)
+
+    monkeypatch.setattr(DiskProvider, "check", check)
+    assert result(capsys, "status")["missing"] == {second: "the second is away"}
+    assert "missing      the second is away\n" in run(capsys, "status")[1]
+    (tmp_path / "f").write_bytes(BIG)
+    for name in ("there", "web"):
+        assert main(["put", "-q", str(tmp_path / "f"), f"default/shared/{name}/g"]) == 0
+    out = run(capsys, "status")[1]
+    assert "waiting      2.0 MiB in 2 objects, since 20" in out
+    assert f"  for        file://{far}: 1.0 MiB in 1 object\n" in out
+    assert f"  for        {second}: 1.0 MiB in 1 object\n" in out
+
+
+def test_a_disk_that_is_not_mounted_is_not_taken_for_an_empty_provider(
+    store: Path, far: Path, url: str, capsys: Capture, tmp_path: Path
+) -> None:
+    second = tmp_path / "second"
+    result(capsys, "ns", "create", "default/shared/there", "--provider", f"file://{second}")
+    result(capsys, "sync")
+    for disk in (far, second):
+        disk.rename(disk.with_suffix(".away"))
+        disk.mkdir()
+    code, out, err = run(capsys, "status")
+    assert (code, out) == (2, "") and f"{url} is empty, but this store keeps objects there" in err
+    assert list(far.iterdir()) == []
+    far.rmdir()
+    far.with_suffix(".away").rename(far)
+    assert f"file://{second} is empty" in result(capsys, "status")["missing"][f"file://{second}"]
+    assert list(second.iterdir()) == []
+    code, _, err = run(capsys, "ns", "create", "default/shared/more", "--provider", f"file://{second}")
+    assert code == 2 and "see that it is the right place" in err
+    second.rmdir()
+    second.with_suffix(".away").rename(second)
+    assert result(capsys, "status")["missing"] == {}
+
+
 def test_the_cache(store: Path, far: Path, capsys: Capture) -> None:
     result(capsys, "sync")
     found = result(capsys, "cache", "status")
     assert found["copies"] >= len(BIG) and found["waiting"] == 0 and found["limit"] > found["high"] > found["low"]
-    assert found["providers"] == [{"url": f"file://{far}", "namespaces": 1}]
+    capabilities = {"adopts": False, "durable": True, "signs": False}
+    assert found["providers"] == [{"url": f"file://{far}", "namespaces": 1, **capabilities}]
     assert result(capsys, "cache", "drop", WEB)["bytes"] >= len(BIG)
     assert result(capsys, "cache", "status")["copies"] == 0
     assert result(capsys, "warmup", WEB) == {"path": WEB, "files": 1, "bytes": len(BIG)}
@@ -237,10 +316,18 @@ async def _slow_export(store: Any, namespace: Any, target: Path, progress: Any) 
 def test_recover(store: Path, url: str, capsys: Capture, tmp_path: Path) -> None:
     result(capsys, "checkpoint", "create", WEB, "v1")
     result(capsys, "session", "create", "--id", "s1")
+    second = f"file://{tmp_path}/second"
+    result(capsys, "ns", "create", "default/shared/there", "--provider", second)
+    result(capsys, "ns", "create", "default/shared/here", "--provider", "local")
+    assert main(["put", "-q", str(tmp_path / "f"), "default/shared/there/f"]) == 0
     saved = result(capsys, "sync")["saved"]
     shutil.rmtree(store)
     done = result(capsys, "recover", url)
-    assert (done["root"], done["moment"], done["namespaces"]) == (str(store), saved["moment"], 1)
+    assert (done["root"], done["moment"], done["namespaces"]) == (str(store), saved["moment"], 3)
+    assert (done["others"], done["elsewhere"]) == ([second], ["grid/default/shared/here"])
+    assert result(capsys, "status")["saved"] == {**saved, "trouble": ""}
+    result(capsys, "get", "default/shared/there/f", tmp_path / "there")
+    assert (tmp_path / "there").read_bytes() == BIG
     result(capsys, "get", f"{WEB}/f", tmp_path / "back")
     assert (tmp_path / "back").read_bytes() == BIG
     assert [c["id"] for c in result(capsys, "checkpoint", "list", WEB)] == ["v1"]
@@ -283,6 +370,38 @@ def test_recover_of_what_is_encrypted(
     assert run(capsys, "cat", f"{WEB}/f") == (0, "a secret" * 10_000, "")
 
 
+@pytest.mark.fuse
+@pytest.mark.parametrize(
+    ("key", "code", "said"),
+    [
+        (None, 2, "set encryption_key"),
+        ("env:OTHER_KEY", 4, "encryption_key leads to"),
+        ("env:NO_KEY", 3, "NO_KEY: this variable is not set"),
+        ("command:/bin/false", 4, "failed with status 1"),
+    ],
+)
+def test_without_the_right_key_nothing_is_opened_or_written(
+    key: str | None, code: int, said: str, store_root: Path, url: str, far: Path, capsys: Capture, mount_point: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as env:
+        env.setenv("ARTFS_ENCRYPTION_KEY", "env:TEST_KEY")
+        env.setenv("TEST_KEY", "5a" * 32)
+        result(capsys, "init", "--provider", url)
+        result(capsys, "ns", "create", WEB)
+        result(capsys, "sync")
+    kept = {path: path.read_bytes() for path in far.rglob("*") if path.is_file()}
+    with pytest.MonkeyPatch.context() as env:
+        env.setenv("OTHER_KEY", "5b" * 32)
+        if key is not None:
+            env.setenv("ARTFS_ENCRYPTION_KEY", key)
+        for word in ("status", "sync"):
+            done, out, err = run(capsys, word)
+            assert (done, out) == (code, "") and said in err, err
+        mounted = artfs("mount", mount_point)
+        assert (mounted.code, mounted.out) == (code, "") and said in mounted.err, mounted
+    assert {path: path.read_bytes() for path in far.rglob("*") if path.is_file()} == kept
+
+
 def test_all_of_it_with_s3(store_root: Path, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with rclone_serving(tmp_path / "s3") as server:
         let_in(server, monkeypatch)
@@ -320,6 +439,28 @@ def test_unmounting_uploads_what_waits(grid: Path, store: Path, far: Path) -> No
 
 
 @pytest.mark.fuse
+def test_a_provider_that_is_gone_for_good_is_got_rid_of(grid: Path, tmp_path: Path) -> None:
+    second = tmp_path / "second"
+    there = "default/shared/there"
+    ok("ns", "create", there, "--provider", f"file://{second}")
+    ok("sync")
+    shutil.rmtree(second)
+    for name in (there, WEB):
+        (grid / name / "late").write_bytes(b"late" * 100_000)
+    # A copy of the metadata would name what is nowhere, so that nothing reaches the level any more ...
+    failed = artfs("sync", WEB)
+    assert failed.code != 0 and str(second) in failed.err, failed
+    status = artfs("status", "--json").json
+    assert [item["url"] for item in status["waiting"]["providers"]] == [f"file://{second}"]
+    assert str(second) in status["saved"]["trouble"]
+    # ... until what needs that provider is deleted.
+    ok("ns", "delete", "--for-good", there)
+    wait_until(lambda: artfs("sync").code == 0)
+    status = artfs("status", "--json").json
+    assert (status["waiting"]["objects"], status["waiting"]["error"], status["saved"]["trouble"]) == (0, "", "")
+
+
+@pytest.mark.fuse
 def test_unmounting_says_what_is_left(
     store: Path, far: Path, mount_point: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -331,10 +472,13 @@ def test_unmounting_says_what_is_left(
     (mount_point / WEB / "late").write_bytes(b"late" * 100_000)
     done = artfs("umount", mount_point)
     assert done.code == 0 and "390.6 KiB in 1 object still to be uploaded" in done.err, done
+    assert "the newest metadata are not with the provider: " in done.err, done
     assert "still wait" in (store / "mount.log").read_text()
     far.unlink()
     far.with_name("away").rename(far)
+    assert "; the last attempt failed: " in ok("status")
     ok("sync")
+    assert "the last attempt failed" not in ok("status")
     assert ok("cat", f"{WEB}/late") == "late" * 100_000
 
 
@@ -357,8 +501,33 @@ def test_a_second_signal_ends_the_upload(store: Path, far: Path, mount_point: Pa
     assert log.read_text().splitlines()[-1].endswith("done")
     far.unlink()
     far.with_name("away").rename(far)
+    assert "; the last attempt failed: " in ok("status")
     ok("sync")
     assert not [path for path in (store / "objects").rglob("*") if path.is_file()]
+
+
+@pytest.mark.fuse
+def test_the_next_mount_does_not_wait_for_an_unmount_that_still_uploads(
+    store: Path, far: Path, mount_point: Path
+) -> None:
+    ok("mount", mount_point)
+    far.rename(far.with_name("away"))
+    far.write_text("no directory")
+    (mount_point / WEB / "late").write_bytes(b"late" * 100_000)
+    subprocess.run(["umount", mount_point], check=True)
+    log = store / "mount.log"
+    wait_until(lambda: "uploading" in log.read_text())
+    refused = artfs("mount", mount_point)  # it has the store, but the provider is not in order
+    assert refused.code == 2 and "no directory" in refused.err, refused
+    assert "another mount goes on" in log.read_text()
+    far.unlink()
+    far.with_name("away").rename(far)
+    try:
+        ok("mount", mount_point)
+        ok("sync")
+        assert sum(path.stat().st_size for path in stored(far)) >= len(BIG) + 400_000
+    finally:
+        ok("umount", mount_point)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -10,6 +10,7 @@ import pytest
 from artfs.cli.app import cause, message
 from artfs.cli.completion import SHELLS, bash, fish, tree, words, zsh
 from artfs.cli.mount_helper import as_mount_command, mount_options
+from artfs.cli.mounting import left
 from artfs.cli.mounttable import at, holding, read_mounts, source
 from artfs.cli.parsing import UsageError, build_parser
 from artfs.cli.running import view_of
@@ -199,3 +200,17 @@ def test_a_view_has_the_scopes_of_the_session() -> None:
     assert view_of(session, False).writable == ("x/sess-a", "x/user-u")
     assert view_of(session, False).readable == ("x/shared",)
     assert view_of({**session, "user": None}, True).writable == ("x/sess-a", "x/shared")
+
+
+def test_what_is_left_at_the_end() -> None:
+    def found(journal: int, waits: int, saved: dict[str, object] | None, error: str = "") -> dict[str, object]:
+        waiting = {"bytes": waits, "objects": 1, "oldest": None, "error": error, "retry_at": None}
+        return {"statistics": {"journal_used": journal}, "waiting": waiting, "saved": saved}
+
+    copied: dict[str, object] = {"moment": 1, "sequence": 1, "trouble": ""}
+    assert left(found(2048, 4096, copied)) == "to commit: 2.0 KiB"
+    assert left(found(0, 4096, copied)) == "to upload: 4.0 KiB in 1 object"
+    assert left(found(0, 4096, copied, "away")) == "to upload: 4.0 KiB in 1 object; the last upload failed: away"
+    assert left(found(0, 0, copied)) == "to save: the metadata"
+    assert left(found(0, 0, {**copied, "trouble": "away"})) == "to save: the metadata; the last attempt failed: away"
+    assert left(found(0, 0, None)) == "ending"

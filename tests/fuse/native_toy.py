@@ -1,7 +1,7 @@
 """A file system in a dict behind the native extension alone: what tests/fuse/test_native.py mounts.
 
 `python native_toy.py MOUNT OPTIONS`, OPTIONS as JSON: writeback, open (a function for OPEN and RELEASE
-instead of the constants), spin_us, wait_us, init_set, init_clear, early (import pyfuse3 before the
+instead of the constants), spin_us, wait_us, burst_us, init_set, init_clear, early (import pyfuse3 before the
 extension), without (opcodes that get no function), timeout (of entries and attributes, seconds). It prints
 one line when it is mounted. The test steers and asks it through extended attributes of the root or of a file,
 `user.toy.*`; every call of a function is kept in `calls` as [name, arguments], bytes written as latin-1 text.
@@ -492,6 +492,7 @@ def run() -> None:
         time_gran=1,
         spin_us=OPTIONS.get("spin_us", 50),
         wait_us=OPTIONS.get("wait_us", 200),
+        burst_us=OPTIONS.get("burst_us", 2000),
         profile=True,
         fs_error=FsError,
         must_wait=MustWait,

@@ -73,8 +73,9 @@ def write_all_kinds(folder: Path, manifest: Manifest) -> None:
             time.sleep(0.001)
 
 
-def check(view: Path, done: dict[str, int]) -> None:
-    """The checkpoint holds all that was finished; what came meanwhile it may hold."""
+def check(view: Path, done: dict[str, int], later: dict[str, int] | None = None) -> None:
+    """The checkpoint holds all that was finished; what came meanwhile it may hold.  `later`: what was finished when the
+    checkpoint was there; a file that the writer came back to meanwhile may be of that time."""
     slots = memoryview((view / "slots").read_bytes()).cast("Q")
     for number in range(max(1, done["slots"] - SLOTS + 1), done["slots"] + 1):
         assert slots[number % SLOTS] >= number, f"write {number} of {done['slots']} is missing"
@@ -91,7 +92,7 @@ def check(view: Path, done: dict[str, int]) -> None:
             list(memoryview(file.read(8000)).cast("Q")) == list(range(first + 1, first + 1001))[: appends // 8 - first]
         )
     for kind, folder in (("files", "files"), ("renames", "moved")):
-        if done[kind]:
+        if done[kind] and (later is None or later[kind] + 16 < done[kind] + 512):
             path = view / folder / str(done[kind] % 512)
             if kind == "files" and not path.exists():  # it has been moved meanwhile
                 path = view / "moved" / path.name

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
-from artfs import control
+from artfs import ArtifactStore, control
+from artfs.volume.fsck import check
 from tests.fuse.test_grid import call_write
 from tests.fuse.tools import call, command
 from tests.mounting import Mounted
@@ -74,6 +76,27 @@ def test_nothing_else_can_be_in_it(blob: Path) -> None:
         assert result(function, *arguments) in ("EPERM", "ENOTDIR", "EXDEV", "ENOENT", "EROFS"), (function, arguments)
     assert os.listdir(blob) == ["_data"]
     assert (blob / "_data").read_bytes() == b"bytes"
+
+
+def test_what_the_python_api_puts_beside_its_bytes(mount: Mounted, blob: Path) -> None:
+    async def put() -> None:
+        async with ArtifactStore(root=mount.root) as store:
+            for path in ("/notes/a", "/b"):
+                await store.write_namespace(f"grid/{PATH}", path.encode(), path)
+
+    anyio.run(put)
+    assert sorted(os.listdir(blob)) == ["_data", "b", "notes"]
+    assert (blob / "notes/a").read_bytes() == b"/notes/a"
+    (blob / "notes/c").write_bytes(b"by a program")
+    (blob / "b").write_bytes(b"new")
+    command(blob, "checkpoint", "v1")
+    assert (blob / ".checkpoints/v1/b").read_bytes() == b"new"
+    assert result(os.rename, blob / "b", blob / "d") == "EPERM"
+    (blob / "b").unlink()
+    mount.stop()
+    assert check(mount.root, data=True).problems == []
+    mount.start()
+    assert sorted(os.listdir(blob)) == ["_data", "notes"] and os.listdir(blob / "notes") == ["a", "c"]
 
 
 def test_it_has_checkpoints_and_clones(mount: Mounted, blob: Path) -> None:

@@ -691,6 +691,23 @@ def test_resent_requests_get_their_answer(toy: Toy) -> None:
 # ---- memory ----
 
 
+def test_polling_is_for_requests_in_a_row(tmp_path: Path) -> None:
+    def processor_ms(gap: float) -> float:
+        before = used()
+        for _ in range(30):
+            time.sleep(gap)
+            refused(errno.ENOENT, os.stat, toy.path / "nothing")
+        return used() - before
+
+    def used() -> float:
+        fields = Path(f"/proc/{toy.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) * 1e3 / os.sysconf("SC_CLK_TCK")
+
+    with mounted(tmp_path / "toy", spin_us=10_000, wait_us=0, burst_us=1_000_000) as toy:
+        assert processor_ms(0.025) < 100  # 300 by polling to the end each time
+        assert processor_ms(0.003) > 45  # half of the time
+
+
 def test_no_leak(tmp_path: Path) -> None:
     """RSS under every kind of request, with Python's debug allocator, which finds writes past a block."""
     rounds = int(os.environ.get("ARTFS_LEAK_ROUNDS", "1500"))

@@ -69,11 +69,6 @@ def mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
 
 @pytest.fixture(scope="module")
 def counts(mount: Mounted) -> Counts:
-    first = mount.workspace("first")
-    # The kernel learns from refusals that opening needs no request: after one of each kind it knows.
-    (first / "f").write_bytes(b"x")
-    (first / "f").read_bytes()
-    os.listdir(first)
     return Counts(mount)
 
 

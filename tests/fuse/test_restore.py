@@ -122,7 +122,7 @@ def test_names_that_were_gone_or_were_never_there(workspace: Path) -> None:
     assert os.listdir(workspace / "d") == ["old"]
     # The kernel holds the lock of the directory that the attribute is set on: its names follow the reply.
     command(workspace / "d", "restore", checkpoints_all(workspace)[-1])
-    eventually(lambda: not (workspace / "d/old").exists())
+    eventually(lambda: not (workspace / "d/old").exists() and (workspace / "d/new").exists())
     assert (workspace / "d/new").read_text() == "new"
 
 
