@@ -17,6 +17,7 @@ from artfs.types import Access, Principal, Scope
 def build_context(
     *, user_id: str | None = None, session_id: str | None = None, sandbox_id: str, admin: bool = False
 ) -> AccessContext:
+    """Who asks, for `check_access` and `can_modify`."""
     return AccessContext(user_id=user_id, session_id=session_id, sandbox_id=sandbox_id, admin=admin)
 
 
@@ -27,6 +28,7 @@ def check_access(artifact: ArtifactMetadata, context: AccessContext) -> None:
 
 
 def can_modify(artifact: ArtifactMetadata, context: AccessContext) -> bool:
+    """Whether the context may change the artifact, its metadata and its expiry."""
     return _access(artifact, context) is Access.WRITE
 
 
@@ -49,10 +51,12 @@ def _access(artifact: ArtifactMetadata, context: AccessContext) -> Access:
 
 def _reason(artifact: ArtifactMetadata, context: AccessContext) -> str:
     if artifact.sandbox_id != context.sandbox_id:
-        return f"Access denied: sandbox mismatch: the artifact is in {artifact.sandbox_id!r}"
+        return (
+            f"Access denied: Sandbox mismatch: the artifact is in {artifact.sandbox_id!r}, not {context.sandbox_id!r}"
+        )
     if artifact.scope is Scope.USER:
         if not context.user_id:
             return "Access denied: user_id required to access an artifact of user scope"
-        return f"Access denied: the artifact does not belong to user {context.user_id!r}"
+        return f"Access denied: the artifact belongs to user {artifact.owner_id!r}, not to {context.user_id!r}"
     who = f"session {context.session_id!r}" if context.session_id else f"user {context.user_id!r}"
-    return f"Access denied: the artifact does not belong to {who}"
+    return f"Access denied: the artifact belongs to session {artifact.session_id!r}, not to {who}"

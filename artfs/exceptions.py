@@ -29,20 +29,22 @@ from artfs.errors import (
 
 
 class ArtifactStoreError(ArtfsError):
-    """Base of all; by itself, a request that cannot be granted as it is."""
+    """Base exception of the API; by itself, a request that cannot be granted as it is."""
 
     errno = _errno.EINVAL
     http_status = 400
 
 
 class ArtifactNotFoundError(ArtifactStoreError, NotFoundError):
+    """It cannot be found: it was never there, or was deleted."""
+
     errno = _errno.ENOENT
     exit_code = 3
     http_status = 404
 
 
 class ArtifactExpiredError(ArtifactStoreError, ExpiredError):
-    """It was there; its session or its time to live has ended."""
+    """It has expired: it was there, its session or its time to live has ended."""
 
     errno = _errno.ENOENT
     exit_code = 3
@@ -50,31 +52,37 @@ class ArtifactExpiredError(ArtifactStoreError, ExpiredError):
 
 
 class ArtifactCorruptedError(ArtifactStoreError, DamagedError):
+    """It is corrupted: bytes or rows fail their check."""
+
     errno = _errno.EIO
     exit_code = 6
     http_status = 500
 
 
 class AccessDeniedError(ArtifactStoreError, DeniedError):
+    """Whoever calls may not do that."""
+
     errno = _errno.EACCES
     exit_code = 4
     http_status = 403
 
 
 class QuotaExceededError(ArtifactStoreError, NoSpaceError):
+    """There would be more bytes or files than are allowed."""
+
     errno = _errno.EDQUOT
     http_status = 507
 
 
 class ProviderError(ArtifactStoreError, UnavailableError):
-    """What keeps bytes or sessions cannot be used: it is not there, or does not answer."""
+    """A storage provider, or what keeps sessions, cannot be used: it is not there, or does not answer."""
 
     errno = _errno.EIO
     http_status = 502
 
 
 class SessionError(ArtifactStoreError):
-    """A session that is needed cannot be had."""
+    """A session that is needed cannot be had: it is not live, or the session provider failed."""
 
     errno = _errno.EIO
     http_status = 500

@@ -154,6 +154,8 @@ def owner_key(scope: Scope, owner: str | None) -> str | None:
 @lru_cache(REMEMBERED)
 def session_key(id: str) -> str:
     """What names the session however its id is spelled: `sess-x` and `x` give `x`.  Errors: InvalidError."""
+    if not isinstance(id, str):
+        raise InvalidError(f"session id must be a string, not {id!r}")
     key = id
     while key.startswith(_SESSION):
         key = key[len(_SESSION) :]
@@ -162,6 +164,8 @@ def session_key(id: str) -> str:
 
 def check_id(kind: str, id: str) -> str:
     """`id` itself, if a `kind` (sandbox, session, user) may be called so.  Errors: InvalidError."""
+    if not isinstance(id, str):
+        raise InvalidError(f"{kind} id must be a string, not {id!r}")
     if not id:
         raise InvalidError(f"{kind} id cannot be empty")
     if id in (".", "..") or not _ID.fullmatch(id):
@@ -194,6 +198,8 @@ def check_checkpoint_name(name: str) -> str:
 
 
 def _check_name(what: str, name: str) -> None:
+    if not isinstance(name, str):
+        raise InvalidError(f"{what} must be a string, not {name!r}")
     try:
         length = len(name.encode())
     except UnicodeEncodeError:
@@ -230,6 +236,48 @@ def canonical_prefix(sandbox_id: str, session_id: str, use_legacy_format: bool =
     session = _checked_id("session", session_id)
     bare = use_legacy_format and not session.startswith(_USER)
     return f"{ROOT}/{sandbox}/{session}/" if bare else f"{ROOT}/{sandbox}/sessions/{session}/"
+
+
+class Prefixes(dict[str, str]):
+    """The legacy prefix of each session id of a sandbox, made at its first use, and kept, `limit` at most; `made`: how
+    many were."""
+
+    def __init__(self, sandbox_id: str, limit: int = 10_000) -> None:
+        self.sandbox_id = sandbox_id
+        self.limit = limit
+        self.made = 0
+
+    def __missing__(self, session_id: str) -> str:
+        """Errors: GridError."""
+        self.made += 1
+        prefix = canonical_prefix(self.sandbox_id, session_id, use_legacy_format=True)
+        if len(self) >= self.limit:
+            self.pop(next(iter(self)), None)  # another thread may have been faster
+        self[session_id] = prefix
+        return prefix
+
+    def of(self, session_id: str) -> str:
+        """Errors: GridError."""
+        try:
+            return self[session_id]
+        except TypeError:
+            return canonical_prefix(self.sandbox_id, session_id, use_legacy_format=True)
+
+    def key(self, session_id: str, artifact_id: str) -> str:
+        """`artifact_key` in session scope, of ordinary ids without a closer look.  Errors: GridError."""
+        try:
+            prefix = self[session_id]
+            if (
+                "/" not in artifact_id
+                and artifact_id[0] != "."
+                and artifact_id.isascii()
+                and len(artifact_id) <= NAME_MAX
+                and "\0" not in artifact_id
+            ):
+                return prefix + artifact_id
+        except (AttributeError, LookupError, TypeError):
+            pass
+        return artifact_key(self.sandbox_id, session_id, artifact_id, use_legacy_session_format=True)
 
 
 def artifact_key(
@@ -290,6 +338,7 @@ def parse(key: str) -> GridKeyComponents | None:
 
 
 def is_valid_grid_key(key: str) -> bool:
+    """Whether `parse` can take it apart."""
     return parse(key) is not None
 
 

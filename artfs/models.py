@@ -21,6 +21,10 @@ Progress = Callable[[int, int | None], Awaitable[None] | None]
 
 NonEmpty = Annotated[str, Field(min_length=1)]
 Positive = Annotated[int, Field(gt=0)]
+# of requests: nothing else is taken for one
+Text = Annotated[str, Field(strict=True)]
+Name = Annotated[str, Field(min_length=1, strict=True)]
+Count = Annotated[int, Field(gt=0, strict=True)]
 
 PART_MAX = 10_000
 UPLOAD_TTL = 24 * 3600
@@ -28,6 +32,8 @@ UPLOAD_TTL = 24 * 3600
 
 # descriptions
 class ArtifactEnvelope(Keyed):
+    """What a tool may answer when it has stored something; `bytes` is its size."""
+
     success: bool = True
     artifact_id: str
     mime_type: str
@@ -63,7 +69,8 @@ class ArtifactMetadata(Keyed):
 
 
 class GridKeyComponents(Keyed):
-    """A grid path taken apart.  `session_id` is whose scope it is: the session, the user, or `shared`."""
+    """A grid path taken apart.  `session_id` is whose scope it is: the session, the user, or `shared`; `scope`, which
+    says which of them, is no part of the path and not in `model_dump`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -71,7 +78,7 @@ class GridKeyComponents(Keyed):
     session_id: NonEmpty
     artifact_id: NonEmpty
     subpath: str | None = None
-    scope: StorageScope = StorageScope.SESSION
+    scope: StorageScope = Field(default=StorageScope.SESSION, exclude=True)
 
     @field_validator("sandbox_id", "session_id", "artifact_id")
     @classmethod
@@ -101,10 +108,10 @@ class _Storing(_Request):
     """What is common to requests that make an artifact."""
 
     meta: dict[str, Any] | None = None
-    session_id: str | None = None
-    user_id: str | None = None
+    session_id: Text | None = None
+    user_id: Text | None = None
     scope: StorageScope = StorageScope.SESSION
-    ttl: Positive | None = DEFAULT_TTL
+    ttl: Count | None = DEFAULT_TTL
 
     @model_validator(mode="after")
     def _left_out(self) -> Self:
@@ -116,11 +123,11 @@ class _Storing(_Request):
 class BatchStoreItem(_Request):
     """One of `store_batch`.  An empty file is a file."""
 
-    data: bytes
-    mime: NonEmpty | None = None
-    summary: str = ""
+    data: Annotated[bytes, Field(strict=True)]
+    mime: Name | None = None
+    summary: Text = ""
     meta: dict[str, Any] | None = None
-    filename: str | None = None
+    filename: Text | None = None
 
 
 class StreamUploadRequest(_Storing):
@@ -128,12 +135,12 @@ class StreamUploadRequest(_Storing):
 
     # Not checked by pydantic, which would wrap an iterator in one of its own.
     data_stream: Any
-    mime: NonEmpty | None = None
-    summary: str = ""
-    filename: str | None = None
+    mime: Name | None = None
+    summary: Text = ""
+    filename: Text | None = None
     content_length: int | None = Field(default=None, ge=0)
     progress_callback: Progress | None = None
-    chunk_size: Positive = 65536
+    chunk_size: Count = 65536
 
     @field_validator("data_stream")
     @classmethod
@@ -144,19 +151,21 @@ class StreamUploadRequest(_Storing):
 
 
 class StreamDownloadRequest(_Request):
-    artifact_id: NonEmpty
-    user_id: str | None = None
-    session_id: str | None = None
-    chunk_size: Positive = 65536
+    """Of `stream_download`; chunks have `chunk_size` bytes, the last one what is left."""
+
+    artifact_id: Name
+    user_id: Text | None = None
+    session_id: Text | None = None
+    chunk_size: Count = 65536
     progress_callback: Progress | None = None
 
 
 class MultipartUploadInitRequest(_Storing):
     """`upload_ttl`: seconds in which the parts must arrive; the artifact's own `ttl` begins at completion."""
 
-    filename: NonEmpty
-    mime_type: str = "application/octet-stream"
-    upload_ttl: Positive = UPLOAD_TTL
+    filename: Name
+    mime_type: Text = "application/octet-stream"
+    upload_ttl: Count = UPLOAD_TTL
 
 
 class MultipartUploadPart(Keyed):
@@ -165,7 +174,7 @@ class MultipartUploadPart(Keyed):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     PartNumber: int
-    ETag: NonEmpty
+    ETag: Name
 
     @field_validator("PartNumber")
     @classmethod
@@ -176,6 +185,8 @@ class MultipartUploadPart(Keyed):
 
 
 class MultipartUploadCompleteRequest(_Request):
-    upload_id: NonEmpty
+    """All parts of an upload, in any order; of a part that was sent again the last tag counts."""
+
+    upload_id: Name
     parts: list[MultipartUploadPart] = Field(min_length=1)
-    summary: str = "Multipart upload"
+    summary: Text = "Multipart upload"

@@ -55,10 +55,10 @@ class MemorySessions:
         with self._lock:
             return self._change(sandbox, id, expires_ns=rules.later(self.get(sandbox, id).expires_ns, seconds))
 
-    def update(self, sandbox: str, id: str, metadata: Mapping[str, Any]) -> Session:
+    def update(self, sandbox: str, id: str, metadata: Mapping[str, Any], *, merge: bool = True) -> Session:
         with self._lock:
-            merged = rules.merged(self.get(sandbox, id), metadata)
-            return self._change(sandbox, id, metadata=merged.metadata)
+            updated = rules.updated(self.get(sandbox, id), metadata, merge)
+            return self._change(sandbox, id, metadata=updated.metadata)
 
     def delete(self, sandbox: str, id: str) -> Session:
         with self._lock:

@@ -11,8 +11,10 @@ import os
 from contextlib import AbstractAsyncContextManager
 from enum import StrEnum
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
+from artfs.errors import InvalidError
 from artfs.exceptions import ProviderError
 from artfs.sessions.provider import Provider, ProviderFactory
 
@@ -44,6 +46,18 @@ _NAMES = {
 _PROVIDERS = "artfs.sessions.providers"
 
 
+def check_provider(name: str) -> str:
+    """`name` itself, if it is one of ours or that of a module, which is not imported here.  Errors: InvalidError."""
+    if _NAMES.get(name.strip().lower()) is None:
+        try:
+            found = find_spec(name.strip())
+        except (ImportError, ValueError):
+            found = None
+        if found is None:
+            raise InvalidError(f"Unknown session provider {name!r}: it is none of {', '.join(_NAMES)}, nor a module")
+    return name
+
+
 def names_memory() -> bool:
     """Whether SESSION_PROVIDER, or nothing, says that sessions live in this process."""
     return _NAMES.get((os.environ.get("SESSION_PROVIDER") or "memory").strip().lower()) is ProviderType.MEMORY
@@ -70,8 +84,12 @@ def _custom(name: str) -> ProviderFactory:
         raise NoSuchProviderError(f"SESSION_PROVIDER: {name!r} is none of {known}, nor a module ({error})") from error
     factory = getattr(module, "factory", None)
     if not callable(factory):
-        raise NoFactoryError(f"SESSION_PROVIDER: the module {name!r} has no factory(), and is none of {known}")
-    found: ProviderFactory = factory()
+        raise NoFactoryError(f"SESSION_PROVIDER: {name!r} is none of {known}, and lacks a factory() function")
+    try:
+        made: Any = factory()
+    except TypeError:  # it makes contexts itself, and of more than it is given here
+        made = factory
+    found: ProviderFactory = factory if hasattr(made, "__aenter__") else made
     return found
 
 

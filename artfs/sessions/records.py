@@ -28,7 +28,7 @@ from typing import Any, Protocol
 
 from anyio import to_thread
 
-from artfs.errors import ArtfsError, BusyError, DamagedError, InvalidError
+from artfs.errors import ArtfsError, BusyError, DamagedError
 from artfs.exceptions import SessionProviderError
 from artfs.grid import session_key
 from artfs.sessions import rules
@@ -165,10 +165,7 @@ class ProviderSessions:
         )
 
     async def update(self, sandbox: str, id: str, metadata: Mapping[str, Any], *, merge: bool = True) -> Session:
-        if merge:
-            return await self._change(sandbox, id, lambda session: rules.merged(session, metadata))
-        whole = rules.checked_metadata(metadata)
-        return await self._change(sandbox, id, lambda session: replace(session, metadata=whole))
+        return await self._change(sandbox, id, lambda session: rules.updated(session, metadata, merge))
 
     async def _change(self, sandbox: str, id: str, change: Callable[[Session], Session]) -> Session:
         key = _key(sandbox, id)
@@ -235,9 +232,7 @@ class StoreSessions:
         return await to_thread.run_sync(self._store.extend, sandbox, id, seconds)
 
     async def update(self, sandbox: str, id: str, metadata: Mapping[str, Any], *, merge: bool = True) -> Session:
-        if not merge:
-            raise InvalidError("a store's own sessions merge their metadata, they do not replace it: leave merge out")
-        return await to_thread.run_sync(self._store.update, sandbox, id, metadata)
+        return await to_thread.run_sync(partial(self._store.update, sandbox, id, metadata, merge=merge))
 
     async def delete(self, sandbox: str, id: str) -> Session:
         return await to_thread.run_sync(self._store.delete, sandbox, id)

@@ -91,8 +91,9 @@ class SessionStore(Protocol):
     def extend(self, sandbox: str, id: str, seconds: float) -> Session:
         """Let it expire that much later than it would."""
 
-    def update(self, sandbox: str, id: str, metadata: Mapping[str, Any]) -> Session:
-        """Merge `metadata` into its own, key by key.  Errors: InvalidError if there is nothing in it."""
+    def update(self, sandbox: str, id: str, metadata: Mapping[str, Any], *, merge: bool = True) -> Session:
+        """Merge `metadata` into its own, key by key, or put it in their place.  Errors: InvalidError if there is
+        nothing to merge."""
 
     def delete(self, sandbox: str, id: str) -> Session:
         """End it now; returns what it was, as deleted."""
@@ -162,10 +163,10 @@ def checked_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return copy
 
 
-def merged(session: Session, metadata: Mapping[str, Any]) -> Session:
-    if not metadata:
+def updated(session: Session, metadata: Mapping[str, Any], merge: bool) -> Session:
+    if merge and not metadata:
         raise InvalidError("nothing to update: give at least one key")
-    return replace(session, metadata=checked_metadata({**session.metadata, **metadata}))
+    return replace(session, metadata=checked_metadata({**session.metadata, **metadata} if merge else metadata))
 
 
 def require_live(session: Session | None, sandbox: str, id: str, now: int) -> Session:

@@ -12,7 +12,6 @@ at the last look, which `cleanup_expired_sessions` goes by.  Both are bounded by
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable, Mapping
 from secrets import token_hex
@@ -21,14 +20,14 @@ from typing import Any, TypeVar
 from artfs import grid
 from artfs.errors import ExistsError, InvalidError, NotFoundError
 from artfs.exceptions import SessionError
-from artfs.grid import check_artifact_id, check_id, session_key
+from artfs.grid import Prefixes, check_id, session_key
 from artfs.sessions.metadata import SessionMetadata as SessionMetadata
 from artfs.sessions.metadata import SessionStatus as SessionStatus
 from artfs.sessions.metadata import info
 from artfs.sessions.provider import ProviderFactory
 from artfs.sessions.provider_factory import factory_for_env, names_memory
 from artfs.sessions.records import ProviderSessions, Sessions
-from artfs.sessions.rules import Clock, Session, later
+from artfs.sessions.rules import Clock, Session, checked_metadata, later
 from artfs.types import DEFAULT_SANDBOX_PREFIX, DEFAULT_SESSION_TTL_HOURS
 
 HOUR = 3600
@@ -37,9 +36,6 @@ SANDBOX_VARIABLES = ("ARTIFACT_SANDBOX_ID", "CHUK_SANDBOX_ID")
 DEFAULT_SANDBOX = "default"
 
 T = TypeVar("T")
-
-_plain = re.compile(r"[A-Za-z0-9_@~-][A-Za-z0-9._@~-]{0,254}").fullmatch
-"""Artifact ids that need no closer look."""
 
 
 class SessionManager:
@@ -60,6 +56,8 @@ class SessionManager:
     ) -> None:
         if session_factory is not None and sessions is not None:
             raise InvalidError("give session_factory or sessions, not both")
+        if session_factory is not None and not callable(session_factory):
+            raise InvalidError(f"session_factory is called for a provider, which {session_factory!r} cannot be")
         alone = session_factory is None and sessions is None and names_memory()
         self.sandbox_id = default_sandbox(alone) if sandbox_id is None else _text("sandbox_id", sandbox_id)
         check_id("sandbox", self.sandbox_id)
@@ -71,9 +69,9 @@ class SessionManager:
             self.session_factory = session_factory or factory_for_env()
             sessions = ProviderSessions(self.session_factory, now=now)
         self._sessions = sessions
-        self._prefixes: dict[str, str] = {}
+        self._prefixes = Prefixes(self.sandbox_id, REMEMBERED_IDS)
         self._expiries: dict[str, int] = {}
-        self._hits = self._misses = 0
+        self._asked = 0
 
     # life
     async def allocate_session(
@@ -89,7 +87,7 @@ class SessionManager:
         Errors: SessionError if that one belongs to another user, or the id cannot be used again yet.
         """
         seconds = self._seconds(self.default_ttl_hours if ttl_hours is None else ttl_hours)
-        metadata = None if custom_metadata is None else _mapping(custom_metadata)
+        metadata = None if custom_metadata is None else checked_metadata(_mapping(custom_metadata))
         if user_id is not None:
             check_id("user", _text("user_id", user_id))
         if session_id is not None:
@@ -112,7 +110,7 @@ class SessionManager:
     def _allocated(self, session: Session, user: str | None) -> str:
         if user is not None and session.user is not None and session.user != user:
             raise SessionError(f"session {session.id!r} belongs to another user")
-        self._prefix(session.id)
+        self.get_canonical_prefix(session.id)
         self._remember(session)
         return session.id
 
@@ -121,10 +119,12 @@ class SessionManager:
         return await self._found(self._sessions.validate, session_id) is not None
 
     async def get_session_info(self, session_id: str) -> dict[str, Any] | None:
+        """What is known of it (times in ISO 8601, `custom_metadata` a copy); None if it is not live."""
         session = await self._found(self._sessions.get, session_id)
         return None if session is None else info(session)
 
     async def get_session_metadata(self, session_id: str) -> SessionMetadata | None:
+        """The same as a model."""
         found = await self.get_session_info(session_id)
         return None if found is None else SessionMetadata(**found)
 
@@ -183,7 +183,7 @@ class SessionManager:
     async def _found(self, call: Callable[[str, str], Any], id: str) -> Session | None:
         """What `call` gives for the session; None if it is not live, or nothing can have that id."""
         try:
-            self._prefix(id)
+            self.get_canonical_prefix(id)
         except InvalidError:
             return None
         try:
@@ -205,13 +205,13 @@ class SessionManager:
 
     def get_cache_stats(self) -> dict[str, Any]:
         """Of the remembered ids: how many there are, and how often one was asked for and was there."""
-        total = self._hits + self._misses
+        total, misses = self._asked, self._prefixes.made
         return {
             "cached_sessions": len(self._prefixes),
-            "cache_hits": self._hits,
-            "cache_misses": self._misses,
+            "cache_hits": total - misses,
+            "cache_misses": misses,
             "total_requests": total,
-            "hit_rate": self._hits / total if total else 0.0,
+            "hit_rate": (total - misses) / total if total else 0.0,
             "sandbox_id": self.sandbox_id,
             "default_ttl_hours": self.default_ttl_hours,
         }
@@ -219,18 +219,13 @@ class SessionManager:
     # grid
     def get_canonical_prefix(self, session_id: str) -> str:
         """`grid/<sandbox>/<session>/`, the id as it is given.  Errors: GridError."""
-        return self._prefix(session_id)
+        self._asked += 1
+        return self._prefixes.of(session_id)
 
     def generate_artifact_key(self, session_id: str, artifact_id: str) -> str:
         """`grid/<sandbox>/<session>/<artifact>`.  Errors: GridError."""
-        try:
-            if _plain(artifact_id) is None:
-                check_artifact_id(artifact_id)
-            prefix = self._prefixes[session_id]
-        except (KeyError, TypeError):
-            return self._prefix(session_id) + check_artifact_id(artifact_id)
-        self._hits += 1
-        return prefix + artifact_id
+        self._asked += 1
+        return self._prefixes.key(session_id, artifact_id)
 
     def parse_grid_key(self, grid_key: str) -> dict[str, Any] | None:
         """`sandbox_id`, `session_id` (in user scope the user's, for `shared` that word), `artifact_id`, and `subpath`
@@ -244,16 +239,6 @@ class SessionManager:
     def get_session_prefix_pattern(self) -> str:
         """What the grid paths of all sessions of the sandbox begin with."""
         return f"{grid.ROOT}/{self.sandbox_id}/"
-
-    def _prefix(self, id: str) -> str:
-        prefix = self._prefixes.get(id) if isinstance(id, str) else None
-        if prefix is not None:
-            self._hits += 1
-            return prefix
-        self._misses += 1
-        prefix = grid.canonical_prefix(self.sandbox_id, id, use_legacy_format=True)
-        _bounded(self._prefixes)[id] = prefix
-        return prefix
 
 
 def default_sandbox(alone: bool = False) -> str:

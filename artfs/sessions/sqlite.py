@@ -190,9 +190,9 @@ class SqliteSessions:
             session = self._live(sandbox, id, now)
             return self._put(replace(session, expires_ns=rules.later(session.expires_ns, seconds)))
 
-    def update(self, sandbox: str, id: str, metadata: Mapping[str, Any]) -> Session:
+    def update(self, sandbox: str, id: str, metadata: Mapping[str, Any], *, merge: bool = True) -> Session:
         with self._transaction() as now:
-            return self._put(rules.merged(self._live(sandbox, id, now), metadata))
+            return self._put(rules.updated(self._live(sandbox, id, now), metadata, merge))
 
     def delete(self, sandbox: str, id: str) -> Session:
         with self._transaction() as now:

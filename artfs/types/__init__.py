@@ -113,6 +113,15 @@ DEFAULT_SESSION_TTL_HOURS = 24
 DEFAULT_BUCKET = "artifacts"
 DEFAULT_SANDBOX_PREFIX = "sandbox"
 
+ARGUMENTS = {
+    "ARTIFACT_PROVIDER": "storage_provider",
+    "ARTIFACT_BUCKET": "bucket",
+    "ARTIFACT_FS_ROOT": "root",
+    "ARTIFACT_SQLITE_PATH": "root",
+    "SESSION_PROVIDER": "session_provider",
+}
+"""The arguments of a store that environment variables stand for."""
+
 
 class StorageProvider(StrEnum):
     """Where bytes are kept.  `vfs-x` and `x` are one; `vfs` is the default."""

@@ -1,8 +1,9 @@
 """What calls of the Python API answer: pydantic models that are read by attribute and by key alike.
 
 `Keyed` is the base of all: `info.name`, `info["name"]`, `info.get("name", default)`, `"name" in info`, `dict(info)`
-and `**info` see the same fields, computed ones and ones that were added included.  Times are ISO 8601 in UTC, except
-where a field says seconds or hours.
+and `**info` see the same fields, computed ones and ones that were added included.  One equals a dict if it has all
+that the dict says, and `{}` if it says nothing itself.  Times are ISO 8601 in UTC, except where a field says seconds or
+hours.
 """
 
 from __future__ import annotations
@@ -41,6 +42,16 @@ class Keyed(BaseModel):
     def __bool__(self) -> bool:
         return True
 
+    __hash__ = None  # type: ignore[assignment]  # what can be changed has none
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, dict):
+            return super().__eq__(other)
+        fields = self._fields()
+        if not other:
+            return all(value is None for value in fields.values())
+        return all(name in fields and fields[name] == value for name, value in other.items())
+
     def get(self, key: str, default: Any = None) -> Any:
         return self._fields().get(key, default)
 
@@ -56,15 +67,20 @@ class Keyed(BaseModel):
 
 # state
 class ProviderStatus(Keyed):
-    """Whether a provider answers; `message` says why not."""
+    """Whether a provider answers; `message` says why not.  What is in `details` can be asked for by key, too."""
 
     status: OperationStatus
     provider: str
     message: str | None = None
     details: dict[str, Any] = Field(default_factory=dict)
 
+    def _fields(self) -> dict[str, Any]:
+        return {**self.details, **super()._fields()}
+
 
 class ValidationResponse(Keyed):
+    """Whether everything answers: `overall` is OK if both are."""
+
     storage: ProviderStatus
     session: ProviderStatus
     overall: OperationStatus
@@ -73,7 +89,7 @@ class ValidationResponse(Keyed):
 
 
 class SessionStats(Keyed):
-    """Of a session manager's memory of ids; `hit_rate` is between 0 and 1."""
+    """How often sessions were asked for: hits were live, misses were not; `hit_rate` is between 0 and 1."""
 
     cache_hits: int = 0
     cache_misses: int = 0
@@ -82,6 +98,8 @@ class SessionStats(Keyed):
 
 
 class StorageStats(Keyed):
+    """Artifacts that the caller may read, and their bytes."""
+
     provider: str | None = None
     bucket: str | None = None
     total_artifacts: int | None = None
@@ -89,6 +107,8 @@ class StorageStats(Keyed):
 
 
 class StatsResponse(Keyed):
+    """What the store is, and how much of its sandbox the caller may read."""
+
     storage_provider: str
     session_provider: str
     bucket: str
@@ -100,6 +120,8 @@ class StatsResponse(Keyed):
 
 
 class SandboxInfo(Keyed):
+    """The sandbox that a store works in; `created_at` is when the store was constructed."""
+
     sandbox_id: str
     bucket: str
     storage_provider: str
@@ -160,6 +182,8 @@ class NamespaceInfo(_Placed):
 
 
 class WorkspaceInfo(_Placed):
+    """A namespace of type WORKSPACE, by the names that older programs use."""
+
     workspace_id: str
     name: str
     mount_point: str | None = None
@@ -202,6 +226,8 @@ class MultipartUploadInitResponse(Keyed):
 
 
 class UpdateMetadataResponse(Keyed):
+    """An update of metadata, for callers' own answers; `update_metadata` itself gives an ArtifactMetadata."""
+
     artifact_id: str
     updated_at: str
     summary: str | None = None

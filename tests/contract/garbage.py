@@ -11,6 +11,7 @@ from artfs.meta.memory import MemoryEngine
 from artfs.meta.sqlite import SqliteEngine
 from artfs.objects import Home
 from artfs.objects.disk import DiskProvider
+from artfs.objects.held import HeldObjects
 from artfs.objects.local import LocalObjects
 from artfs.sessions.memory import MemorySessions
 from artfs.settings import Settings
@@ -71,7 +72,7 @@ class World:
     def assemble(self) -> None:
         if self.kind == "memory":
             self.engine = MemoryEngine()
-            self.shard = Shard(self.engine, NoJournal(), LocalObjects(None), self.settings)
+            self.shard = Shard(self.engine, NoJournal(), HeldObjects(), self.settings)
         else:
             (self.root / "objects").mkdir(exist_ok=True)
             self.engine = SqliteEngine(self.root / "meta.db")

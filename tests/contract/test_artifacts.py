@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,12 @@ from artfs import (
     NamespaceType,
     SessionError,
 )
-from artfs.access import RULES, Relation
 from artfs.settings import create_store
-from artfs.store.identity import WANTED
 from artfs.store.opening import open_store
 from artfs.store.service import Service
-from artfs.types import Access, Scope
 from artfs.volume.shard import IDLE_TREES, SMALL
 from tests.contract.api import a_store, everywhere, owned_elsewhere, program
-from tests.contract.loops import BACKENDS, on_both_loops
+from tests.contract.loops import on_both_loops
 
 LARGE = bytes(range(256)) * (3 * SMALL // 256) + b"end"
 DENIED = AccessDeniedError, ArtifactNotFoundError, SessionError
@@ -207,7 +203,7 @@ async def test_a_session_takes_its_artifacts_along(store: ArtifactStore) -> None
     deleted = await store.create_session("alice")
     gone = await store.store(b"x", session_id=deleted)
     await store.delete_session(deleted)
-    with pytest.raises(ArtifactNotFoundError):
+    with pytest.raises(ArtifactExpiredError):
         await store.retrieve(gone)
     with pytest.raises(SessionError):
         await store.store(b"x", session_id=session)
@@ -224,128 +220,7 @@ async def test_expired_ids_are_known_after_a_restart(tmp_path: Path) -> None:
             await store.metadata(made)
 
 
-# identity
-class World:
-    def __init__(self, store: ArtifactStore, other: ArtifactStore, sessions: dict[str, str]) -> None:
-        self.store, self.other, self.sessions = store, other, sessions
-
-
-Call = Callable[[ArtifactStore, str, dict[str, Any]], Awaitable[Any]]
-
-
-async def streamed(store: ArtifactStore, id: str, who: dict[str, Any]) -> None:
-    async for _ in store.stream_download({"artifact_id": id, **who}):  # type: ignore[arg-type]
-        pass
-
-
-async def there(store: ArtifactStore, id: str, who: dict[str, Any]) -> None:
-    if not await store.exists(id, **who):
-        raise ArtifactNotFoundError(id)
-
-
-CALLS: dict[str, tuple[str, Call]] = {
-    "metadata": ("api_artifact_metadata", lambda s, id, who: s.metadata(id, **who)),
-    "exists": ("api_artifact_exists", there),
-    "retrieve": ("api_artifact_read", lambda s, id, who: s.retrieve(id, **who)),
-    "read_file": ("api_artifact_read", lambda s, id, who: s.read_file(id, as_text=True, **who)),
-    "stream_download": ("api_artifact_open", streamed),
-    "presign": ("api_artifact_presign", lambda s, id, who: s.presign(id, **who)),
-    "update_file": ("api_artifact_update", lambda s, id, who: s.update_file(id, b"new", **who)),
-    "update_file, large": ("api_artifact_rewrite", lambda s, id, who: s.update_file(id, LARGE, **who)),
-    "update_metadata": ("api_artifact_update", lambda s, id, who: s.update_metadata(id, summary="new", **who)),
-    "extend_ttl": ("api_artifact_update", lambda s, id, who: s.extend_ttl(id, 60, **who)),
-    "copy_file": ("api_artifact_copy", lambda s, id, who: s.copy_file(id, new_filename="new", **who)),
-    "move_file": ("api_artifact_move", lambda s, id, who: s.move_file(id, new_filename="new", **who)),
-    "delete": ("api_artifact_delete", lambda s, id, who: s.delete(id, **who)),
-}
-OWNER, MEMBER, STRANGER, ADMIN = Relation.OWNER, Relation.MEMBER, Relation.STRANGER, Relation.ADMIN
-TARGETS = {"session": Scope.SESSION, "user": Scope.USER, "sandbox": Scope.SANDBOX, "ownerless": Scope.SESSION}
-CALLERS: dict[str, tuple[Callable[[World], dict[str, Any]], dict[str, Relation]]] = {
-    "owner by session": (
-        lambda w: {"session_id": w.sessions["alice"]},
-        {"session": OWNER, "user": OWNER, "sandbox": MEMBER, "ownerless": MEMBER},
-    ),
-    "owner by user": (
-        lambda w: {"user_id": "alice"},
-        {"session": OWNER, "user": OWNER, "sandbox": MEMBER, "ownerless": MEMBER},
-    ),
-    "ownerless session": (
-        lambda w: {"session_id": w.sessions["nobody"]},
-        {"session": MEMBER, "user": MEMBER, "sandbox": MEMBER, "ownerless": OWNER},
-    ),
-    "other session": (
-        lambda w: {"session_id": w.sessions["bob"]},
-        {"session": MEMBER, "user": MEMBER, "sandbox": MEMBER, "ownerless": MEMBER},
-    ),
-    "other user": (
-        lambda w: {"user_id": "bob"},
-        {"session": MEMBER, "user": MEMBER, "sandbox": MEMBER, "ownerless": MEMBER},
-    ),
-    "admin": (lambda w: {"admin": True}, dict.fromkeys(TARGETS, ADMIN)),
-    "other sandbox": (lambda w: {"other": True}, dict.fromkeys(TARGETS, STRANGER)),
-    "expired": (lambda w: {"session_id": w.sessions["expired"]}, dict.fromkeys(TARGETS, STRANGER)),
-}
-
-
-def test_every_call_on_an_artifact_is_in_the_table() -> None:
-    ours = {method for method in WANTED if "artifact" in method}
-    assert ours == {method for method, _ in CALLS.values()}
-    assert [method for method in ours if not hasattr(Service, method)] == []
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("bound", [False, True])
-@pytest.mark.parametrize("call", CALLS)
-def test_each_call_of_each_caller(call: str, bound: bool, backend: str, tmp_path: Path) -> None:
-    method, work = CALLS[call]
-
-    async def main() -> None:
-        async with (
-            ArtifactStore() as store,
-            ArtifactStore() as other,
-        ):
-            sessions = {
-                "alice": await store.create_session("alice"),
-                "bob": await store.create_session("bob"),
-                "nobody": await store.create_session(),
-                "expired": await store.create_session("alice", ttl_hours=0.001 / 3600),
-            }
-            await anyio.sleep(0.01)
-            for caller, (name, relations) in CALLERS.items():
-                ids = {
-                    "session": await store.store(b"data", session_id=sessions["alice"]),
-                    "user": await store.store(b"data", user_id="alice", scope="user"),
-                    "sandbox": await store.store(b"data", scope="sandbox"),
-                    "ownerless": await store.store(b"data", session_id=sessions["nobody"]),
-                }
-                world = World(store, other, sessions)
-                for target, id in ids.items():
-                    have = RULES[TARGETS[target]].get(relations[target], Access.NONE)
-                    allowed = have is Access.WRITE or (have is Access.READ and WANTED[method] is Access.READ)
-                    await check(world, dict(name(world)), id, bound, work, allowed, f"{caller}, {target}")
-
-    anyio.run(main, backend=backend)
-
-
-async def check(world: World, who: dict[str, Any], id: str, bound: bool, work: Call, allowed: bool, what: str) -> None:
-    store = world.store
-    if who.pop("other", False):
-        store = world.other.as_principal(admin=True) if bound else world.other
-    elif bound or who.get("admin"):
-        store, who = store.as_principal(**who), {}
-    before = await world.store.metadata(id)
-    try:
-        result = await work(store, id, who)
-    except DENIED as error:
-        assert not allowed, f"{what}: {error}"
-    else:
-        # What is not there for a caller cannot be deleted by it: that is no error.
-        assert allowed or result is False, f"{what}: it was done"
-    if not allowed:
-        assert await world.store.metadata(id) == before, what
-        assert await world.store.retrieve(id) == b"data", what
-
-
+# identity: see also test_identity
 @on_both_loops
 @everywhere
 async def test_who_makes_what(store: ArtifactStore) -> None:

@@ -182,7 +182,8 @@ async def test_aborted_parts_are_gone(place: Place) -> None:
     url = await blobs.uploads.sign_part(upload.id, 1)
     assert (await fetch(url, "PUT", BIG)).status == 200
     await blobs.uploads.abort(upload.id)
-    assert (await fetch(url, "PUT", BIG)).status >= 400  # 404 says the protocol, moto 500
+    # 404 says the protocol, moto 500; in one piece of a socket's, since a server may refuse it unread.
+    assert (await fetch(url, "PUT", b"late")).status >= 400
     client = server.client()
     try:
         left = client.list_multipart_uploads(Bucket=server.bucket).get("Uploads", [])

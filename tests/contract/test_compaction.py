@@ -294,7 +294,7 @@ async def test_a_namespace_that_is_destroyed_meanwhile(world: World) -> None:
     def append_all(target: int, datas: Any) -> Any:
         if target == serial and serial in world.shard.catalogue.by_serial:
             trio.from_thread.run(volume.destroy)
-            trio.from_thread.run(world.shard.remote.discard_namespace, serial)
+            trio.from_thread.run(world.shard.remote.discard_namespaces, [serial])
         return real(target, datas)
 
     world.shard.objects.append_all = append_all  # type: ignore[assignment, method-assign]

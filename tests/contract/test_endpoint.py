@@ -14,10 +14,11 @@ import pytest
 from anyio import to_thread
 
 from artfs.errors import DamagedError, ExpiredError, InvalidError, UnavailableError
+from artfs.settings import parse_address
 from artfs.store import connection as one_module
 from artfs.store import endpoint as module
 from artfs.store.connection import Reply, Request
-from artfs.store.endpoint import Endpoint, address
+from artfs.store.endpoint import Endpoint
 from tests.http import Answer, connect, fetch, read_all, talk
 
 PART = bytes(range(256)) * 256
@@ -449,11 +450,11 @@ async def test_everywhere_is_called_by_the_hosts_name() -> None:
 
 
 def test_addresses() -> None:
-    assert address("127.0.0.1:0") == ("127.0.0.1", 0)
-    assert address("[::1]:80") == ("::1", 80)
+    assert parse_address("127.0.0.1:0") == ("127.0.0.1", 0)
+    assert parse_address("[::1]:80") == ("::1", 80)
     for bad in ("", "x", ":1", "a:", "a:b", "::1:80", "a:65536"):
         with pytest.raises(InvalidError, match="host:port"):
-            address(bad)
+            parse_address(bad)
 
 
 WHOLE_TESTS: list[Callable[[], object]] = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,24 @@ def test_restore_and_what_it_would_change(engine: Engine) -> None:
     assert engine.check() == []
 
 
+def test_a_restore_costs_what_was_changed(engine: Engine) -> None:
+    """And so do a difference and the deletion of a checkpoint: a copy of all rows would be megabytes."""
+    put(engine, 1, {b"K%06d" % i: b"v" for i in range(20_000)}, pin=True)
+    put(engine, 2, {b"K000007": b"changed", b"L": b"new"}, pin=True)
+    tracemalloc.start()
+    try:
+        assert engine.diff(NS, Epoch(1), None) == [Change(b"K000007", b"v", b"changed"), Change(b"L", None, b"new")]
+        assert len(engine.changed_by_restore(NS, Epoch(1))) == 2
+        engine.restore(NS, Epoch(1), Epoch(3), {})
+        engine.delete_checkpoint(NS, Epoch(2))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 100_000
+    assert engine.statistics()["retired"] == 1
+    assert engine.get(NS, b"K000007") == b"v"
+
+
 def test_deleting_a_checkpoint_frees_what_it_alone_sees(engine: Engine) -> None:
     for epoch in (1, 2, 3):
         put(engine, epoch, {b"A": b"%d" % epoch}, pin=True)
@@ -263,7 +282,7 @@ def test_destroy_takes_everything_of_one_namespace(engine: Engine) -> None:
         put(engine, 1, {b"A": b"1", b"x": b"1"}, serial, pin=True)
         put(engine, 2, {b"A": b"2"}, serial)
     assert engine.serials() == {NS, OTHER}
-    engine.destroy(NS, {("trash", "1"): "gone"})
+    engine.destroy([NS], {("trash", "1"): "gone"})
     assert engine.serials() == {OTHER}
     assert (rows(engine), rows(engine, 1), engine.checkpoints(NS)) == ({}, {}, [])
     assert rows(engine, 1, OTHER) == {b"A": b"1"}
@@ -354,7 +373,7 @@ def test_a_commit_waits_for_the_disk(tmp_path: Path) -> None:
             lambda: engine.restore(NS, Epoch(1), Epoch(2), {b"A": b"2"}),
             lambda: engine.delete_checkpoint(NS, Epoch(1)),
             lambda: engine.clone(NS, None, OTHER, {}, {}),
-            lambda: engine.destroy(NS),
+            lambda: engine.destroy([NS]),
             lambda: engine.commit([], {("k", "i"): "d"}),
         ]
         for call in calls:
@@ -502,7 +521,7 @@ def test_a_full_disk(small_disk: Path) -> None:
     engine.commit([Batch(NS, Epoch(1), gone)], freeing=True)
     assert len(engine.scan(NS, b"")) == kept - kept // 2
     put(engine, 1, more)
-    engine.destroy(NS)
+    engine.destroy([NS])
     assert engine.check() == []
     engine.close()
     fill.unlink()
@@ -543,7 +562,7 @@ def test_named_sees_one_moment_and_keeps_nobody_waiting(engine: Engine) -> None:
     seen = [next(found)]
     put(engine, 1, {b"B%03d" % i: None for i in range(500)} | {b"B999": b"late"})
     put(engine, 1, {b"B": b"late"}, OTHER)
-    engine.destroy(NS)
+    engine.destroy([NS])
     seen += found
     assert sorted(row.key for row in seen) == [b"B%03d" % i for i in range(500)]
     assert [row.key for row in named(engine)] == [b"B"]

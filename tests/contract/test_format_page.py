@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -12,6 +13,7 @@ import apsw
 import pytest
 import trio
 
+from artfs import ArtifactStore
 from artfs.objects import frames
 from artfs.objects.marker import Marker
 from artfs.objects.sqlite import SqliteProvider
@@ -74,6 +76,35 @@ def test_the_page_has_every_field_of_a_namespace() -> None:
 @pytest.mark.parametrize(("heading", "document"), [("Pins", Pin), ("Uploads", Record), ("The marker", Marker)], ids=str)
 def test_the_page_has_every_field_of_a_document(heading: str, document: Any) -> None:
     assert {cells[0] for cells in _tables(heading)} == {field.name for field in fields(document)}
+
+
+async def test_the_page_has_what_the_api_writes(tmp_path: Path) -> None:
+    async with ArtifactStore(root=tmp_path / "store", sandbox_id="acme") as store:
+        made = await store.store_batch([{"data": b"x", "filename": "a.txt"}], user_id="ann")
+        await store.update_metadata(str(made[0]), summary="s", meta={"k": 1})
+        await store.presign(str(made[0]))
+        await store.presign_upload(filename="b.txt")
+        await store.store(b"x", ttl=0.001)
+        await trio.sleep(0.05)
+        await store.cleanup_expired_sessions()
+    db = apsw.Connection(str(tmp_path / "store" / "meta.db"))
+    try:
+        written = list(db.execute("SELECT kind, doc FROM record"))
+    finally:
+        db.close()
+    told = {cells[0].strip("`") for cells in _tables("record") if len(cells) == 3}
+    assert {kind for kind, _ in written} <= told
+    assert {"expired", "url", "upload", "artifact-upload"} <= {kind for kind, _ in written}
+    own = {name for kind, doc in written if kind == "namespace" for name in json.loads(doc)["metadata"]["artfs"]}
+    assert {"session", "owner", "sha256", "batch_index"} <= own <= {cells[0] for cells in _tables("The API's own")}
+    [upload] = [json.loads(doc) for kind, doc in written if kind == "artifact-upload"]
+    assert [cells[0] for cells in _tables("What an upload becomes")] == list(upload)
+
+
+def test_the_page_has_every_entry_of_the_journal() -> None:
+    known = re.findall(r"^    ([A-Z]) u", journal_module.__doc__ or "", re.MULTILINE)
+    assert len(known) >= 9
+    assert {cells[0].strip("`") for cells in _tables("The journal")} == set(known)
 
 
 @pytest.mark.parametrize(

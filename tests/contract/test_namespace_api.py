@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -17,6 +19,7 @@ from artfs import (
     ArtifactStore,
     ArtifactStoreError,
     NamespaceType,
+    ProviderError,
     SessionError,
     StorageScope,
 )
@@ -62,6 +65,30 @@ async def test_what_is_said_of_one(store: ArtifactStore) -> None:
 
 @on_both_loops
 @everywhere
+async def test_namespaces_are_found_by_their_metadata(store: ArtifactStore) -> None:
+    shop = await store.create_namespace(WORKSPACE, SANDBOX, "shop", metadata={"team": "web", "n": 1, "tags": ["a"]})
+    blog = await store.create_namespace(BLOB, USER, "blog", user_id="alice", metadata={"team": "web", "n": True})
+    await store.create_namespace(BLOB, SANDBOX, "bare")
+    for wanted, names in (
+        ({"team": "web"}, ["shop", "blog"]),
+        ({"team": "web", "n": 1}, ["shop"]),
+        ({"n": True}, ["blog"]),
+        ({"tags": ["a"]}, ["shop"]),
+        ({"tags": "a"}, []),
+        ({"team": None}, []),
+        ({}, ["shop", "blog", "bare"]),
+    ):
+        assert [info.name for info in store.list_namespaces(metadata=wanted)] == names, wanted
+    assert store.list_namespaces(metadata={"team": "web"}, type=BLOB) == [blog]
+    assert store.as_principal(user_id="bob").list_namespaces(metadata={"team": "web"}) == [shop]
+    wrong: list[Any] = [{"artfs": {}}, "team"]
+    for bad in wrong:
+        with pytest.raises(ValueError, match="metadata"):
+            store.list_namespaces(metadata=bad)
+
+
+@on_both_loops
+@everywhere
 async def test_sessions_own_what_is_made_in_them(store: ArtifactStore) -> None:
     session = await store.create_session("alice")
     made = await store.create_namespace(BLOB, session_id=session, user_id="alice")
@@ -72,7 +99,7 @@ async def test_sessions_own_what_is_made_in_them(store: ArtifactStore) -> None:
     assert [info.namespace_id for info in store.list_namespaces(session_id=session)] == [made.namespace_id]
     assert {info.namespace_id for info in store.list_namespaces(user_id="alice")} == {made.namespace_id}
     assert await store.delete_session(session)
-    with pytest.raises((ArtifactNotFoundError, SessionError)):
+    with pytest.raises(ArtifactExpiredError):
         await store.read_namespace(made.namespace_id)
     with pytest.raises(SessionError, match="Invalid session"):
         await store.create_namespace(BLOB, session_id=session)
@@ -204,6 +231,19 @@ async def test_concurrent_callers(store: ArtifactStore) -> None:
 
 
 @on_both_loops
+async def test_a_root_where_none_can_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for root in (tmp_path / "file", tmp_path / "file" / "store", Path("/proc/store")):
+        store = ArtifactStore(root=root)
+        for call in (store.get_stats, partial(store.store, b"x")):
+            with pytest.raises(ProviderError, match=f"no store can be at {root}"):
+                await call()
+        assert (await store.validate_configuration()).overall == "error"
+        await store.close()
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@on_both_loops
 async def test_a_store_without_with_and_closed(tmp_path: Path) -> None:
     store = ArtifactStore(root=tmp_path / "store")
     made = await store.create_namespace(BLOB)
@@ -307,6 +347,9 @@ async def test_sessions(store: ArtifactStore) -> None:
     assert await store.extend_session_ttl(id, 1)
     later = await store.get_session_info(id)
     assert later is not None and later.metadata == {"a": 1, "b": 2} and later.ttl_hours == pytest.approx(2)
+    assert await store.update_session_metadata(id, {"c": 3}, merge=False)
+    replaced = await store.get_session_info(id)
+    assert replaced is not None and replaced.metadata == {"c": 3}
     assert await store.validate_session(id)
     assert await store.delete_session(id)
     assert not await store.validate_session(id)
@@ -365,7 +408,7 @@ async def test_other_providers_of_a_store_in_memory(tmp_path: Path, monkeypatch:
         with pytest.raises(AccessDeniedError):
             await store.read_namespace(there.namespace_id, "/f", user_id="bob")
         assert await store.delete_session(brief.session_id)
-        with pytest.raises((ArtifactNotFoundError, SessionError)):
+        with pytest.raises(ArtifactExpiredError):
             await store.read_namespace(brief.namespace_id)
     async with ArtifactStore(storage_provider="filesystem", sandbox_id="mixed") as again:
         assert await again.read_namespace(there.namespace_id, "/f") == b"x" * 100

@@ -75,7 +75,7 @@ async def test_what_was_saved_is_there(source: Source, place: copies.Place, tmp_
     assert dump(before / "meta.db") == source.dump()
     assert read_store(before).model_dump() == source.identity
     assert load_settings(before, {}).provider == URL
-    assert files(before) == {"meta.db", "store.json", "config.toml", "lock"}
+    assert files(before) == {"meta.db", "store.json", "config.toml", "saved.json", "lock"}
     engine = SqliteEngine(before / "meta.db", create=False)
     assert int(engine.record("counter", "generation") or 0) == found.generation > 0
     assert engine.record("journal", "state") is None

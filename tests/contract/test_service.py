@@ -27,6 +27,7 @@ from artfs.errors import (
     FsError,
     InvalidError,
     NotFoundError,
+    PathError,
     UnavailableError,
 )
 from artfs.settings import create_store
@@ -35,7 +36,6 @@ from artfs.store import socket as owner_socket
 from artfs.store.opening import open_store
 from artfs.store.service import Caller, Service, connect, serving
 from artfs.store.socket import Client
-from artfs.vfs import PathError
 
 REPOSITORY = Path(__file__).parents[2]
 WS = "default/shared/ws"
@@ -374,6 +374,15 @@ def test_errors_travel_whole(error: ArtfsError) -> None:
     assert (str(again), again.errno, again.exit_code) == (str(error), error.errno, error.exit_code)
 
 
+def test_an_error_that_is_not_loaded_here_is_of_the_nearest_kind() -> None:
+    class Special(NotFoundError):
+        pass
+
+    document = {**frames.pack_error(Special("gone")), "class": "Special of a module that this process has not"}
+    again = frames.unpack_error(document)
+    assert (type(again), str(again)) == (NotFoundError, "gone")
+
+
 # processes
 @asynccontextmanager
 async def owner(root: Path) -> AsyncIterator[subprocess.Popen[str]]:
@@ -700,7 +709,14 @@ def test_levels_and_the_cache_of_a_local_store(calling: Calling) -> None:
     async def body(c: Caller) -> None:
         await c.call("ns_create", path=WS)
         await put(c, f"{WS}/f", b"x" * 100_000)
-        nothing = {"bytes": 0, "objects": 0, "oldest": None, "error": "", "retry_at": None}
+        nothing: dict[str, Any] = {
+            "bytes": 0,
+            "objects": 0,
+            "oldest": None,
+            "error": "",
+            "retry_at": None,
+            "providers": [],
+        }
         assert await c.call("sync") == {"bytes": 0, "saved": None, "waiting": nothing}
         assert await c.call("sync", path=WS) == {"bytes": 0, "saved": None, "waiting": nothing}
         assert await c.call("warmup", path=WS) == {"files": 1, "bytes": 100_000}
@@ -710,7 +726,8 @@ def test_levels_and_the_cache_of_a_local_store(calling: Calling) -> None:
         found = await c.call("cache_status")
         assert (found["copies"], found["waiting"], found["crowded"], found["upload"]) == (0, 0, False, nothing)
         assert 0 < found["low"] < found["high"] < found["limit"]
-        assert found["providers"] == [{"url": "", "namespaces": 1}]
+        own = {"adopts": True, "durable": True, "signs": False}
+        assert found["providers"] == [{"url": "", "namespaces": 1, **own}]
         assert await c.call("cache_drop") == {"bytes": 0} == await c.call("cache_drop", path=WS)
         status = await c.call("status")
         assert (status["waiting"], status["saved"], status["provider"], status["jobs"]) == (nothing, None, "", [])

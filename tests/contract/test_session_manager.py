@@ -241,12 +241,13 @@ async def test_updates_that_replace(make: Make) -> None:
 
 
 @on_both_loops
-async def test_a_store_s_own_sessions_refuse_to_replace() -> None:
+async def test_metadata_of_a_store_s_own_sessions() -> None:
     manager = SessionManager("web", sessions=StoreSessions(MemorySessions()))
     id = await manager.allocate_session(custom_metadata={"a": 1})
-    with pytest.raises(InvalidError, match="merge"):
-        await manager.update_session_metadata(id, {"b": 2}, merge=False)
-    assert (await infos(manager, id))["custom_metadata"] == {"a": 1}
+    assert await manager.update_session_metadata(id, {"b": 2})
+    assert (await infos(manager, id))["custom_metadata"] == {"a": 1, "b": 2}
+    assert await manager.update_session_metadata(id, {"c": 3}, merge=False)
+    assert (await infos(manager, id))["custom_metadata"] == {"c": 3}
 
 
 @everywhere
@@ -568,6 +569,7 @@ def test_grid_paths() -> None:
     assert manager.generate_artifact_key("x", "report.pdf") == "grid/web/x/report.pdf"
     assert manager.generate_artifact_key("user-ann", "a b") == "grid/web/sessions/user-ann/a b"
     assert manager.get_session_prefix_pattern() == "grid/web/"
+    assert manager.generate_artifact_key("x", "ü" * 127) == "grid/web/x/" + "ü" * 127
     assert manager.parse_grid_key("grid/api/sess-x/a") == {
         "sandbox_id": "api",
         "session_id": "sess-x",

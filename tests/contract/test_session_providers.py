@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -241,7 +242,7 @@ async def test_a_caller_s_own_module(environment: pytest.MonkeyPatch, tmp_path: 
 
 
 def test_what_is_no_provider(environment: pytest.MonkeyPatch) -> None:
-    for name, why in (("nosuch", "nor a module"), ("json", r"no factory\(\)"), ("..", "nor a module")):
+    for name, why in (("nosuch", "nor a module"), ("json", r"lacks a factory\(\)"), ("..", "nor a module")):
         environment.setenv("SESSION_PROVIDER", name)
         with pytest.raises(ProviderError, match=why):
             SessionManager("web")
@@ -272,6 +273,26 @@ async def test_connections_are_pooled(tmp_path: Path) -> None:
             for _ in range(10 * CONNECTIONS):
                 tasks.start_soon(one.get, "k")
         assert 1 < await connections(one) <= CONNECTIONS
+
+
+@on_both_loops
+async def test_a_call_is_one_command(tmp_path: Path) -> None:
+    with redis_server(tmp_path / "redis") as own:
+        factory = redis.factory(own.url)
+        manager = SessionManager("web", factory)
+        first = await manager.allocate_session(user_id="ann")
+        assert await manager.validate_session(first)  # its script is there from now on
+
+        async def commands() -> Counter[str]:
+            said: str = await factory()._call("INFO", "commandstats")
+            lines = [line.removeprefix("cmdstat_").split(":calls=") for line in said.splitlines()]
+            return Counter({line[0]: int(line[1].split(",")[0]) for line in lines if len(line) == 2})
+
+        before = await commands()
+        for _ in range(10):
+            assert await manager.validate_session(await manager.allocate_session(user_id="ann"))
+        script = {"exists": 10, "setrange": 10, "get": 10}
+        assert await commands() - before == {"set": 10, "evalsha": 10, "info": 1, **script}
 
 
 def test_connections_end_with_their_loop(tmp_path: Path) -> None:
@@ -332,7 +353,7 @@ async def test_nobody_there(environment: pytest.MonkeyPatch) -> None:
 
 @on_both_loops
 async def test_a_server_that_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis, "ANSWER_LIMIT", 0.2)
+    monkeypatch.setattr(redis, "LIMIT", 0.2)
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
     async with listener:
         port = listener.extra(anyio.abc.SocketAttribute.local_port)

@@ -179,6 +179,9 @@ def test_update_merges(store: SessionStore) -> None:
         with pytest.raises(InvalidError):
             store.update("web", "x", bad)
     assert store.get("web", "x").metadata == {"a": 5, "c": 2, "d": [1]}
+    assert store.update("web", "x", {"g": 1}, merge=False).metadata == {"g": 1}
+    assert store.update("web", "x", {}, merge=False) == store.get("web", "x")
+    assert store.get("web", "x").metadata == {}
 
 
 def test_deleted_is_gone_at_once(store: SessionStore) -> None:

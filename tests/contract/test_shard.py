@@ -241,6 +241,16 @@ async def test_commits_share_one(world: World) -> None:
     assert world.shard.statistics().commits == 2  # and one made the namespace
 
 
+async def test_a_commit_of_nothing_is_none(world: World) -> None:
+    tree = await world.make()
+    await world.shard.commit()
+    assert world.steps == []
+    _write(tree, b"f", b"1")
+    await world.shard.commit()
+    await world.shard.commit()
+    assert world.steps == ["sync", "commit", "free"]
+
+
 async def test_a_call_sees_what_was_logged_before_it(world: World) -> None:
     """Also while a commit that does not have it is under way."""
     tree = await world.make()

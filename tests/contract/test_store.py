@@ -19,7 +19,7 @@ from artfs.errors import (
     NotFoundError,
 )
 from artfs.meta.memory import MemoryEngine
-from artfs.objects.local import LocalObjects
+from artfs.objects.held import HeldObjects
 from artfs.sessions.memory import MemorySessions
 from artfs.settings import Settings, create_store
 from artfs.store import store as store_module
@@ -58,7 +58,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 async def store(clock: Clock) -> AsyncIterator[Store]:
     """In memory, without its background work: nothing is reaped but by `reap`."""
     settings = Settings()
-    shard = Shard(MemoryEngine(), NoJournal(), LocalObjects(None), settings)
+    shard = Shard(MemoryEngine(), NoJournal(), HeldObjects(), settings)
     yield Store(None, shard, MemorySessions(now=clock), settings)
     await shard.close()
 

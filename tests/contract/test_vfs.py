@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from artfs.errors import ExistsError, FsError, NotFoundError
-from artfs.settings import Settings
-from artfs.store.opening import memory_store
+from artfs.errors import ExistsError, FsError, NotFoundError, PathError
+from artfs.settings import Settings, create_store
+from artfs.store.opening import memory_store, open_store
 from artfs.store.store import Store
 from artfs.types import NamespaceType, Scope
-from artfs.vfs import Files, PathError, Reading, copy
+from artfs.vfs import Files, Reading, copy
 from artfs.vfs.files import SLICE
 from artfs.vfs.walk import walk
 from artfs.volume.node import Node
@@ -58,8 +58,11 @@ class World:
 
 
 @asynccontextmanager
-async def world(**changes: Any) -> AsyncIterator[World]:
-    async with memory_store(Settings(**changes)) as store:
+async def world(root: Path | None = None, **changes: Any) -> AsyncIterator[World]:
+    """In memory, or on `root`, where a store is made."""
+    if root is not None:
+        create_store(root)
+    async with open_store(root, "test") if root is not None else memory_store(Settings(**changes)) as store:
         made = World(store, None)  # type: ignore[arg-type]
         made.files = await made.another("ws")
         yield made
@@ -168,7 +171,7 @@ def test_a_cancelled_write_leaves_nothing(on: On) -> None:
     on(body)
 
 
-def test_streaming_takes_constant_memory(on: On) -> None:
+def test_streaming_takes_constant_memory(on: On, tmp_path: Path) -> None:
     async def source() -> AsyncIterator[bytes]:
         for _ in range(64):
             yield bytes(MIB)
@@ -187,7 +190,7 @@ def test_streaming_takes_constant_memory(on: On) -> None:
             tracemalloc.stop()
         assert peak < 8 * MIB
 
-    on(body)
+    on(body, root=tmp_path / "store")
 
 
 def test_a_replaced_file_keeps_mode_and_attributes(on: On) -> None:

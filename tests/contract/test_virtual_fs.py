@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tracemalloc
+from array import array
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,41 @@ async def test_many_at_once(store: ArtifactStore) -> None:
 
 @on_both_loops
 @everywhere
+async def test_what_is_no_content_and_no_path(store: ArtifactStore) -> None:
+    made = await store.create_namespace("workspace")
+    vfs: Any = store.get_namespace_vfs(made.namespace_id)
+    anything: Any = store
+    await vfs.write_file("/a", b"kept")
+    for content in (5, None, 1.5, ["a"], {"a": 1}):
+        for call in (
+            vfs.write_file("/a", content),
+            vfs.write_binary("/new", content),
+            anything.write_namespace(made.namespace_id, content, "/new"),
+        ):
+            with pytest.raises(ValueError, match="content is bytes or a string"):
+                await call
+        [result] = await vfs.batch_write_files({"/new": content})
+        assert not result.success and "content is bytes or a string" in result.error
+    for call in (
+        vfs.batch_create_files([{"content": b"x"}]),
+        vfs.batch_create_files(["/new"]),
+        vfs.batch_write_files(["/new"]),
+        vfs.batch_delete_paths("/a"),
+        vfs.batch_read_files("/a"),
+        vfs.batch_read_files(5),
+        vfs.read_file(5),
+        vfs.write_text("/new", b"x"),
+        vfs.mkdir(b"/new"),
+    ):
+        with pytest.raises(ValueError, match=r"wanted|mapping|is a string"):
+            await call
+    assert await vfs.find() == ["/a"] and await vfs.read_file("/a") == b"kept"
+    for same in (bytearray(b"x"), memoryview(b"x"), array("b", b"x"), "x"):
+        assert await vfs.write_file("/new", same) and await vfs.read_file("/new") == b"x"
+
+
+@on_both_loops
+@everywhere
 async def test_streams(store: ArtifactStore) -> None:
     vfs = await workspace(store)
     data = os.urandom(3 * MIB + 17)
@@ -241,13 +277,14 @@ async def test_what_keeps_it(store: ArtifactStore) -> None:
 @on_both_loops
 @everywhere
 async def test_a_blob(store: ArtifactStore) -> None:
-    made = await store.create_namespace("blob")
+    made = await store.create_namespace("blob", metadata={"k": 1})
     await store.write_namespace(made.namespace_id, b"data")
     vfs = store.get_namespace_vfs(made.namespace_id)
     assert await vfs.ls("/") == ["_data"] and await vfs.read_file("/_data") == b"data"
     assert await vfs.cp("/_data", "/notes/copy") and await vfs.read_file("/notes/copy") == b"data"
     assert await vfs.mv("/notes/copy", "/other") and await vfs.read_file("/other") == b"data"
-    assert json.loads(await vfs.read_file("/_meta.json"))["id"] == made.namespace_id
+    shown = json.loads(await vfs.read_file("/_meta.json"))
+    assert (shown["id"], shown["metadata"]) == (made.namespace_id, {"k": 1}) and shown["about"]["session"]
     url = await vfs.generate_presigned_url("/_data")
     assert url is not None and url.startswith("http")
     assert await vfs.generate_presigned_url("/other") is None

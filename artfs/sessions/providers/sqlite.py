@@ -26,8 +26,8 @@ import apsw
 from anyio import to_thread
 
 from artfs.exceptions import SessionProviderError
+from artfs.root import find_root
 from artfs.sessions.provider import AtomicProvider, checked_value
-from artfs.settings import find_root
 
 TABLE = """
 CREATE TABLE IF NOT EXISTS value (key TEXT PRIMARY KEY, value TEXT NOT NULL, until REAL) WITHOUT ROWID;

@@ -20,6 +20,8 @@ from artfs.types.responses import (
 
 
 class AdminOperations(Operations):
+    """Of the sandbox, as far as the caller may read it.  Errors: ArtifactStoreError if the store is closed."""
+
     async def validate_configuration(self) -> ValidationResponse:
         """Whether what keeps bytes and what keeps sessions answer: `ok` or `error`, and why.
         Errors: ArtifactStoreError if the store is closed."""
@@ -48,12 +50,23 @@ class AdminOperations(Operations):
             session_provider=store.session_provider,
             bucket=store.bucket,
             sandbox_id=store.sandbox_id,
-            session_manager=SessionStats(),
+            session_manager=self._session_stats(),
             storage_stats=StorageStats(provider=store.storage_provider, bucket=store.bucket, **counted),
             **counted,
         )
 
+    def _session_stats(self) -> SessionStats:
+        asked = self._store._sessions_asked
+        total = asked.total()
+        return SessionStats(
+            cache_hits=asked[True],
+            cache_misses=asked[False],
+            total_requests=total,
+            hit_rate=asked[True] / total if total else 0.0,
+        )
+
     async def get_sandbox_info(self) -> SandboxInfo:
+        """The store's settings, and what `get_stats` counts."""
         store = self._store
         stats = await self.get_stats()
         return SandboxInfo(
@@ -64,7 +77,7 @@ class AdminOperations(Operations):
             session_ttl_hours=store.session_ttl_hours,
             max_retries=store.max_retries,
             grid_prefix_pattern=f"grid/{store.sandbox_id}/",
-            created_at=iso(time.time_ns()),
+            created_at=iso(store._made_at),
             session_stats=stats.session_manager,
             storage_stats=stats.storage_stats,
             closed=store.closed,

@@ -22,6 +22,8 @@ NAMES = BatchStoreItem.model_fields.keys()
 
 
 class BatchOperations(StreamOperations):
+    """Many artifacts in few calls; each is stored, or fails, by itself."""
+
     async def store_batch(
         self,
         items: Sequence[BatchStoreItem | Mapping[str, Any]],
@@ -34,6 +36,8 @@ class BatchOperations(StreamOperations):
         """The id of each, in their order; None for one that could not be stored, and a log message that says why.
         An item has `data`, and may have mime, summary, meta and filename.  Errors: as `store`, where nothing can be
         stored at all."""
+        if isinstance(items, str | bytes | Mapping) or not isinstance(items, Sequence):
+            raise InvalidArgumentError(f"items must be a list of items to store, not {type(items).__name__}")
         ids: list[str | None] = [None] * len(items)
         common = self._described(mime=None, summary="", filename=None, meta=None, ttl=ttl, scope=scope, user_id=user_id)
         prepared: list[tuple[int, dict[str, Any], bytes]] = []
@@ -70,6 +74,10 @@ class BatchOperations(StreamOperations):
     def _item(
         self, index: int, item: BatchStoreItem | Mapping[str, Any], common: Mapping[str, Any]
     ) -> tuple[dict[str, Any], bytes]:
+        if not isinstance(item, BatchStoreItem | Mapping):
+            raise InvalidArgumentError(
+                f"an item of a batch is a BatchStoreItem or a mapping, not {type(item).__name__}"
+            )
         given = item.model_dump() if isinstance(item, BatchStoreItem) else dict(item)
         data = check_data(given.pop("data", None))
         unknown = given.keys() - NAMES

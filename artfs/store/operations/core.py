@@ -9,8 +9,9 @@ from artfs.models import ArtifactMetadata
 from artfs.store.artifact_rules import NOTHING
 from artfs.store.operations.making import LEFT_OUT, Data, check_data, check_id, digest
 from artfs.store.operations.streams import StreamOperations
+from artfs.store.operations.transfer import decoded, encoded
 from artfs.store.public_errors import InvalidArgumentError
-from artfs.types import StorageScope
+from artfs.types import DEFAULT_TTL, StorageScope
 from artfs.volume.shard import SMALL
 
 
@@ -32,7 +33,12 @@ class CoreStorageOperations(StreamOperations):
         scope: StorageScope | str = StorageScope.SESSION,
     ) -> str:
         """The id of a new artifact.  It belongs to the session that is named, which is made if it is unknown, else to
-        the store's own session of that user; in user scope to the user.  `ttl=None`: no expiry."""
+        the store's own session of that user; in user scope to the user.
+
+        `ttl` in seconds; None: no expiry; left out: 900 in session scope, none in the others.  `mime` is guessed from
+        `filename`, which is relative, and no more than metadata; `meta` is a JSON object of at most 512 KiB.
+        Errors: InvalidArgumentError, SessionError (a session that has ended), AccessDeniedError, ProviderError.
+        """
         data = check_data(data)
         arguments = self._described(
             mime=mime, summary=summary, filename=filename, meta=meta, ttl=ttl, scope=scope, user_id=user_id
@@ -62,8 +68,10 @@ class CoreStorageOperations(StreamOperations):
         """`store` of a text or of bytes, as a file."""
         if mime is None and isinstance(content, str):
             mime = "text/plain"
+        if ttl is LEFT_OUT:
+            ttl = DEFAULT_TTL if scope == StorageScope.SESSION else None
         return await self.store(
-            content.encode(encoding) if isinstance(content, str) else content,
+            data=encoded(content, encoding) if isinstance(content, str) else content,
             mime=mime,
             summary=summary or f"File: {filename}",
             filename=filename,
@@ -75,7 +83,8 @@ class CoreStorageOperations(StreamOperations):
         )
 
     async def retrieve(self, artifact_id: str, *, user_id: str | None = None, session_id: str | None = None) -> bytes:
-        """All of its bytes, as they are now."""
+        """All of its bytes, as they are now.  Errors: ArtifactNotFoundError, ArtifactExpiredError, AccessDeniedError,
+        ProviderError, ArtifactCorruptedError."""
         found = await self._store._call(
             "api_artifact_read", id=check_id(artifact_id), session_id=session_id, user_id=user_id
         )
@@ -91,8 +100,9 @@ class CoreStorageOperations(StreamOperations):
         session_id: str | None = None,
     ) -> Any:
         """Bytes, or with `as_text` a string.  Errors: also UnicodeDecodeError."""
-        data = await self.retrieve(artifact_id, user_id=user_id, session_id=session_id)
-        return data.decode(encoding) if as_text else data
+        who = {name: value for name, value in (("user_id", user_id), ("session_id", session_id)) if value is not None}
+        data = await self.retrieve(artifact_id, **who)
+        return decoded(data, encoding) if as_text else data
 
     async def update_file(
         self,
@@ -155,7 +165,9 @@ class CoreStorageOperations(StreamOperations):
         source = await self._store._call(
             "api_artifact_metadata", id=check_id(artifact_id), session_id=session_id, user_id=user_id
         )
-        name = new_filename or (f"{source['filename']}_copy" if source["filename"] else None)
+        name = new_filename
+        if name is None and source["filename"]:
+            name = f"{source['filename']}_copy"
         text = summary if summary is not None else f"Copy of {source['summary']}"[: 64 << 10]
         copied: str = await self._store._call(
             "api_artifact_copy",

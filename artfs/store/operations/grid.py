@@ -8,13 +8,15 @@ from artfs.store.operations.base import Operations
 
 
 class GridOperations(Operations):
+    """Errors: GridError (a ValueError) for ids that nothing can have; nothing is looked up."""
+
     def get_canonical_prefix(self, session_id: str) -> str:
         """`grid/<sandbox>/<session>/`, the id as it is given.  Errors: GridError."""
-        return grid.canonical_prefix(self._store.sandbox_id, session_id, use_legacy_format=True)
+        return self._store._prefixes.of(session_id)
 
     def generate_artifact_key(self, session_id: str, artifact_id: str) -> str:
         """`grid/<sandbox>/<session>/<artifact>`.  Errors: GridError."""
-        return self.get_canonical_prefix(session_id) + grid.check_artifact_id(artifact_id)
+        return self._store._prefixes.key(session_id, artifact_id)
 
     def parse_grid_key(self, grid_key: str) -> GridKeyComponents | None:
         """A grid path of any sandbox taken apart, in any spelling; None for what is none.  Raises nothing."""

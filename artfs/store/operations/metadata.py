@@ -21,6 +21,7 @@ class MetadataOperations(Making):
     async def metadata(
         self, artifact_id: str, *, user_id: str | None = None, session_id: str | None = None
     ) -> ArtifactMetadata:
+        """Its description: size in bytes, type, summary, file name, custom metadata, whose it is and until when."""
         found = await self._store._call(
             "api_artifact_metadata", id=check_id(artifact_id), session_id=session_id, user_id=user_id
         )

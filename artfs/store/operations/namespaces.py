@@ -10,7 +10,7 @@ from artfs.errors import ArtfsError, InvalidError
 from artfs.grid import check_namespace_name
 from artfs.store.choosing import Place, plain_kind
 from artfs.store.operations.base import Operations
-from artfs.store.operations.transfer import read_all, write_all
+from artfs.store.operations.transfer import octets, read_all, write_all
 from artfs.store.public_errors import InvalidArgumentError, public
 from artfs.types import NamespaceType, StorageScope
 from artfs.types.responses import CheckpointInfo, NamespaceInfo
@@ -38,13 +38,21 @@ class NamespaceOperations(Operations):
         session_id: str | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> NamespaceInfo:
-        """A new, empty namespace.  A name that is taken gets `~2`.  Without `session_id` one of session scope belongs
-        to the store's own session of that user.  `ttl_hours=None`: none, or the session's life."""
+        """A new, empty namespace.  A name that is taken gets `~2`; None: its id is its entry.  Without `session_id` one
+        of session scope belongs to the store's own session of that user.  `ttl_hours` may be a fraction, above 0;
+        None: none, or the session's life.  `metadata` is a JSON object.
+
+        Errors: InvalidArgumentError (a type, scope, name or provider that there cannot be; no user for user scope),
+        SessionError (`session_id` is not live), AccessDeniedError, ProviderError.
+        """
         store = self._store
         try:
             type, scope = NamespaceType(type), StorageScope(scope)
         except ValueError as error:
             raise InvalidArgumentError(str(error)) from None
+        for given in (provider_config, metadata):
+            if given is not None and not isinstance(given, Mapping):
+                raise InvalidArgumentError(f"provider_config and metadata are mappings, which {given!r} is not")
         arguments: dict[str, Any] = {
             "type": str(type),
             "scope": str(scope),
@@ -56,7 +64,7 @@ class NamespaceOperations(Operations):
         if scope is StorageScope.USER and user_id is None and session_id is None and store._bound is None:
             raise InvalidArgumentError("user_id required for USER scope")
         who = {"session_id": session_id, "user_id": user_id}
-        kind = provider_type or store._scope_kinds.get(scope)
+        kind = store._scope_kinds.get(scope) if provider_type is None else provider_type
         other = None if kind is None else self._other(kind, provider_config)
         if other is not None:
             return NamespaceInfo(**await self._create_elsewhere(other, scope, arguments, who))
@@ -94,7 +102,7 @@ class NamespaceOperations(Operations):
     def _home(self, scope: StorageScope, provider_type: str | None, config: Mapping[str, Any] | None) -> dict[str, Any]:
         """Where the bytes of a new namespace go, as `api_create` takes it."""
         store = self._store
-        kind = provider_type or store._scope_kinds.get(scope)
+        kind = store._scope_kinds.get(scope) if provider_type is None else provider_type
         if kind is None:
             return {"provider": store._place.home, "provider_type": store._place.kind}
         try:
@@ -115,9 +123,8 @@ class NamespaceOperations(Operations):
     ) -> None:
         """Replace a file, or make it and the directories that it lacks; others see the old bytes or the new.  `path`
         may be left out in a BLOB."""
-        if isinstance(data, str):
-            data = data.encode()
-        await write_all(self._store, namespace_id, path, data, mime=mime, session_id=session_id, user_id=user_id)
+        content = octets(data)
+        await write_all(self._store, namespace_id, path, content, mime=mime, session_id=session_id, user_id=user_id)
 
     async def read_namespace(
         self,
@@ -127,7 +134,9 @@ class NamespaceOperations(Operations):
         session_id: str | None = None,
         user_id: str | None = None,
     ) -> bytes:
-        """A whole file."""
+        """All bytes of a file, of one version.  `path` may be left out in a BLOB.
+        Errors: ArtifactNotFoundError, ArtifactExpiredError, AccessDeniedError, ProviderError; InvalidArgumentError
+        without a path in a WORKSPACE."""
         return await read_all(self._store, namespace_id, path, session_id=session_id, user_id=user_id)
 
     def get_namespace_vfs(
@@ -141,8 +150,9 @@ class NamespaceOperations(Operations):
         return AsyncVirtualFileSystem(store, info["namespace_id"], session_id=session_id, user_id=user_id)
 
     def get_namespace_info(
-        self, namespace_id: str, *, session_id: str | None = None, user_id: str | None = None
+        self, namespace_id: str, session_id: str | None = None, user_id: str | None = None
     ) -> NamespaceInfo:
+        """What it is: type, scope, owner, grid path, expiry, metadata.  A plain function: the thread waits."""
         found = self._store._call_now("api_info", id=namespace_id, session_id=session_id, user_id=user_id)
         return NamespaceInfo(**found)
 
@@ -151,11 +161,14 @@ class NamespaceOperations(Operations):
         session_id: str | None = None,
         user_id: str | None = None,
         type: NamespaceType | str | None = None,
+        include_all_scopes: bool = True,
         *,
         scope: StorageScope | str | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> list[NamespaceInfo]:
         """In the order of their making; without a filter all that the caller may see.  `session_id`: those of that
-        session; `user_id`: those of that user and of their sessions."""
+        session; `user_id`: those of that user and of their sessions; without `include_all_scopes` none of sandbox
+        scope; `metadata`: those whose metadata have these keys, with exactly these values."""
         try:
             filters = {
                 "type": None if type is None else str(NamespaceType(type)),
@@ -169,12 +182,14 @@ class NamespaceOperations(Operations):
             user_id=user_id,
             of_session=session_id,
             of_user=user_id,
+            metadata=metadata,
             **filters,
         )
-        return [NamespaceInfo(**info) for info in found]
+        shared = str(StorageScope.SANDBOX)
+        return [NamespaceInfo(**info) for info in found if include_all_scopes or info["scope"] != shared]
 
     async def destroy_namespace(
-        self, namespace_id: str, *, session_id: str | None = None, user_id: str | None = None
+        self, namespace_id: str, session_id: str | None = None, user_id: str | None = None
     ) -> bool:
         """Delete it.  With checkpoints it can be brought back for a day."""
         await self._store._call("api_destroy", id=namespace_id, session_id=session_id, user_id=user_id)
@@ -215,7 +230,7 @@ class NamespaceOperations(Operations):
             "api_checkpoint",
             id=namespace_id,
             name=name,
-            description=description or "",
+            description="" if description is None else description,
             session_id=session_id,
             user_id=user_id,
         )
@@ -236,7 +251,8 @@ class NamespaceOperations(Operations):
         session_id: str | None = None,
         user_id: str | None = None,
     ) -> bool:
-        """Make the tree exactly what the checkpoint saw, at once; a safety checkpoint is taken first."""
+        """Make the tree exactly what the checkpoint saw, at once; a safety checkpoint is taken first.  `checkpoint_id`:
+        an id, or a name, which means its latest.  Errors: ArtifactNotFoundError for either of the two; as above."""
         await self._store._call(
             "api_restore", id=namespace_id, checkpoint=checkpoint_id, session_id=session_id, user_id=user_id
         )
@@ -250,6 +266,7 @@ class NamespaceOperations(Operations):
         session_id: str | None = None,
         user_id: str | None = None,
     ) -> bool:
+        """Forget it, and what only it holds; the present tree stays as it is."""
         await self._store._call(
             "api_checkpoint_delete", id=namespace_id, checkpoint=checkpoint_id, session_id=session_id, user_id=user_id
         )
@@ -264,8 +281,8 @@ class NamespaceOperations(Operations):
         session_id: str | None = None,
         user_id: str | None = None,
     ) -> list[dict[str, Any]]:
-        """What changed from checkpoint `a` to checkpoint `b` (None: now), in order of paths: see
-        `artfs.volume.difference`."""
+        """What changed from checkpoint `a` to checkpoint `b` (None: now), in order of paths: `path`, and `change`,
+        which is `added`, `removed` or `modified`; a renamed file is one removed and one added."""
         found: list[dict[str, Any]] = await self._store._call(
             "api_diff", id=namespace_id, a=a, b=b, session_id=session_id, user_id=user_id
         )

@@ -7,13 +7,16 @@ from typing import Any
 
 from artfs.exceptions import ArtifactNotFoundError, SessionError
 from artfs.store.operations.base import Operations
+from artfs.store.public_errors import InvalidArgumentError
 from artfs.types.responses import SessionInfo
 
 HOUR = 3600.0
+HOURS_MAX = 1e6
 
 
 class SessionOperations(Operations):
-    """A session that has ended, or is of another sandbox, is unknown.  A checked caller sees its own sessions."""
+    """A session that has ended, or is of another sandbox, is unknown.  A checked caller sees its own sessions.
+    Errors of all: InvalidArgumentError, ProviderError, AccessDeniedError (`cleanup_expired_sessions` is an admin's)."""
 
     async def create_session(
         self,
@@ -25,13 +28,12 @@ class SessionOperations(Operations):
     ) -> str:
         """The id of a new session; of the live one that has `session_id`, if there is one.  `ttl_hours=None`: the
         store's.  Errors: SessionError if that one belongs to another user, or the id must rest; InvalidError."""
-        hours = self._store.session_ttl_hours if ttl_hours is None else ttl_hours
         made = await self._store._call(
             "api_session_create",
             user=user_id,
-            ttl_seconds=hours * HOUR,
+            ttl_seconds=_seconds("ttl_hours", self._store.session_ttl_hours if ttl_hours is None else ttl_hours),
             id=session_id,
-            metadata=None if custom_metadata is None else dict(custom_metadata),
+            metadata=None if custom_metadata is None else _mapping(custom_metadata),
         )
         return str(made["session_id"])
 
@@ -40,19 +42,29 @@ class SessionOperations(Operations):
         return await self._found("api_session_validate", session_id) is not None
 
     async def get_session_info(self, session_id: str) -> SessionInfo | None:
+        """What is known of it; None if it is not live.  Its last access stays."""
         found = await self._found("api_session_info", session_id)
         return None if found is None else SessionInfo(**found)
 
     async def update_session_metadata(
-        self, session_id: str, custom_metadata: Mapping[str, Any], merge: bool = True
+        self,
+        session_id: str,
+        custom_metadata: Mapping[str, Any] | None = None,
+        merge: bool = True,
+        *,
+        metadata: Mapping[str, Any] | None = None,
     ) -> bool:
-        """Put keys of its metadata beside those that are there, or in their place; whether it is live."""
-        found = await self._found("api_session_update", session_id, metadata=dict(custom_metadata), merge=merge)
-        return found is not None
+        """Put keys of its metadata beside those that are there, or in their place; whether it is live.  `metadata` and
+        `custom_metadata` are one."""
+        if (custom_metadata is None) is (metadata is None):
+            raise InvalidArgumentError("give a session's metadata, once")
+        given = _mapping(metadata if custom_metadata is None else custom_metadata)
+        return await self._found("api_session_update", session_id, metadata=given, merge=merge) is not None
 
     async def extend_session_ttl(self, session_id: str, additional_hours: float) -> bool:
         """Let it end that much later than it would; whether it is live."""
-        return await self._found("api_session_extend", session_id, seconds=additional_hours * HOUR) is not None
+        seconds = _seconds("additional_hours", additional_hours)
+        return await self._found("api_session_extend", session_id, seconds=seconds) is not None
 
     async def delete_session(self, session_id: str) -> bool:
         """End it now, with all that is in its scope; whether it was live."""
@@ -68,6 +80,8 @@ class SessionOperations(Operations):
 
     async def _found(self, method: str, session_id: str, **arguments: Any) -> dict[str, Any] | None:
         store = self._store
+        if not isinstance(session_id, str):
+            raise InvalidArgumentError(f"a session's id must be a string, not {session_id!r}")
         try:
             found: dict[str, Any] = await store._call(method, id=session_id, **arguments)
             if store._elsewhere and method in ("api_session_extend", "api_session_delete"):
@@ -75,9 +89,26 @@ class SessionOperations(Operations):
                     method, {"id": session_id, "sandbox": store.sandbox_id, "who": store._who(None, None), **arguments}
                 )
         except SessionError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                return None
-            raise
-        except ArtifactNotFoundError:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            store._sessions_asked[False] += 1
             return None
+        except ArtifactNotFoundError:
+            store._sessions_asked[False] += 1
+            return None
+        store._sessions_asked[True] += 1
         return found
+
+
+def _seconds(name: str, hours: float) -> float:
+    """Errors: InvalidArgumentError unless above zero."""
+    if isinstance(hours, bool) or not isinstance(hours, int | float) or not 0 < hours < HOURS_MAX:
+        raise InvalidArgumentError(f"{name} must be a number of hours above 0, not {hours!r}")
+    return hours * HOUR
+
+
+def _mapping(metadata: Any) -> dict[str, Any]:
+    """Errors: InvalidArgumentError."""
+    if not isinstance(metadata, Mapping):
+        raise InvalidArgumentError(f"a session's metadata is a mapping, not {type(metadata).__name__}")
+    return dict(metadata)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from artfs.store.public_errors import InvalidArgumentError
+
 if TYPE_CHECKING:
     from artfs.store.artifact_store import ArtifactStore
 
@@ -14,11 +16,39 @@ PART = 16 << 20
 """Bytes of one call, at most."""
 
 
+def encoded(text: str, encoding: str) -> bytes:
+    """Errors: UnicodeEncodeError; InvalidArgumentError for an encoding that there is not."""
+    try:
+        return text.encode(encoding)
+    except LookupError as error:
+        raise InvalidArgumentError(str(error)) from None
+
+
+def decoded(data: bytes, encoding: str, errors: str = "strict") -> str:
+    """Errors: UnicodeDecodeError; InvalidArgumentError for an encoding, or errors, that there are not."""
+    try:
+        return data.decode(encoding, errors)
+    except LookupError as error:
+        raise InvalidArgumentError(str(error)) from None
+
+
+def octets(content: Any) -> bytes:
+    """Bytes of a string, or of whatever has bytes.  Errors: InvalidArgumentError."""
+    if isinstance(content, bytes):
+        return content
+    if isinstance(content, str):
+        return content.encode()
+    try:
+        return bytes(memoryview(content))  # bytes(5) would be five zeros
+    except TypeError:
+        raise InvalidArgumentError(f"a file's content is bytes or a string, not {type(content).__name__}") from None
+
+
 async def write_all(
     store: ArtifactStore,
     id: str,
     path: str | None,
-    data: bytes | bytearray | memoryview,
+    data: bytes,
     *,
     mime: str | None = None,
     metadata: Mapping[str, Any] | None = None,
@@ -26,8 +56,6 @@ async def write_all(
     user_id: str | None = None,
 ) -> None:
     """Put a file in the place of one that is there; `path` None: the BLOB's own."""
-    if not isinstance(data, bytes):
-        data = bytes(data)
     if len(data) <= PART:
         await store._call(
             "api_write",
