@@ -9,7 +9,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "artfs.config": "configure_logging create_store",
+    "artfs.config": "configure_logging create_store quick_store",
     "artfs.exceptions": """
         AccessDeniedError ArtifactCorruptedError ArtifactExpiredError ArtifactNotFoundError ArtifactStoreError
         ProviderError QuotaExceededError SessionError

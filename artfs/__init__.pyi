@@ -1,6 +1,6 @@
 """What type checkers know of the names that `__init__.py` loads at their first use."""
 
-from artfs.config import configure_logging, create_store
+from artfs.config import configure_logging, create_store, quick_store
 from artfs.exceptions import (
     AccessDeniedError,
     ArtifactCorruptedError,
@@ -127,4 +127,5 @@ __all__ = [
     "__version__",
     "configure_logging",
     "create_store",
+    "quick_store",
 ]

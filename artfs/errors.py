@@ -2,6 +2,7 @@
 
     ArtfsError                      EIO      exit 1
     ├── FsError                     (any)    one errno of the POSIX rules, from a tree
+    │   └── PathError               (any)    with the path that it is about
     ├── InvalidError                EINVAL   exit 2   bad id, name, value or option
     ├── NotFoundError               ENOENT   exit 3   (also FileNotFoundError)
     │   └── ExpiredError            ENOENT   exit 3   it was there; its session or time to live has ended
@@ -40,6 +41,17 @@ class FsError(ArtfsError):
 
     def __str__(self) -> str:
         return os.strerror(self.errno)
+
+
+class PathError(FsError):
+    """An errno with the path that it is about."""
+
+    def __init__(self, errno: int, path: str) -> None:
+        super().__init__(errno)
+        self.path = path
+
+    def __str__(self) -> str:
+        return f"{self.path}: {os.strerror(self.errno)}"
 
 
 class InvalidError(ArtfsError, ValueError):

@@ -17,8 +17,9 @@ import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
+import anyio
 import sniffio
 import trio
 
@@ -39,6 +40,26 @@ class _Lock(trio.abc.Instrument):
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
         self._lock.release()
+
+
+class Job(Generic[T]):
+    """What goes on in another thread, for whoever waits on asyncio or trio; `cancel` asks it to end."""
+
+    def __init__(self, done: Future[T], cancel: Callable[[], object]) -> None:
+        self.done = done
+        self.cancel = cancel
+
+    async def result(self) -> T:
+        """Cancelling who waits cancels it, and waits until it has ended."""
+        return await _wait(self.done, self.cancel)
+
+    async def drop(self) -> None:
+        """Cancel it, and wait until it has ended: nobody wants to know how."""
+        self.cancel()
+        ended: Future[None] = Future()
+        self.done.add_done_callback(lambda _: ended.set_result(None))
+        with anyio.CancelScope(shield=True):
+            await _wait(ended, bool)
 
 
 class Loop:
@@ -70,6 +91,10 @@ class Loop:
     async def call(self, function: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
         """Await `function` on the loop, from whatever loop this is.  Cancelling the caller cancels it, and waits until
         it has ended."""
+        return await self.begin(function, *args, **kwargs).result()
+
+    def begin(self, function: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> Job[T]:
+        """The same, while the caller goes on."""
         self._start()
         scope = trio.CancelScope()
         done: Future[T] = Future()
@@ -81,7 +106,7 @@ class Loop:
             with suppress(trio.RunFinishedError):
                 self._token.run_sync_soon(scope.cancel)
 
-        return await _wait(done, cancel)
+        return Job(done, cancel)
 
     def block(self, function: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
         """Run `function` on the loop while this thread, which is another, waits."""
@@ -152,7 +177,7 @@ class Loop:
         self._token.run_sync_soon(function)
 
 
-async def _wait(done: Future[T], cancel: Callable[[], None]) -> T:
+async def _wait(done: Future[T], cancel: Callable[[], object]) -> T:
     """The future's result, on asyncio or trio."""
     if sniffio.current_async_library() == "trio":
         return await _wait_on_trio(done, cancel)
@@ -173,7 +198,7 @@ async def _wait(done: Future[T], cancel: Callable[[], None]) -> T:
         return result
 
 
-async def _wait_on_trio(done: Future[T], cancel: Callable[[], None]) -> T:
+async def _wait_on_trio(done: Future[T], cancel: Callable[[], object]) -> T:
     task = trio.lowlevel.current_task()
     token = trio.lowlevel.current_trio_token()
     raise_cancel: Callable[[], Any] | None = None

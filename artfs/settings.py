@@ -96,7 +96,7 @@ class Settings(_Value):
     """`remote`: fsync and close wait until the provider has the bytes."""
     upload_delay: float = Field(default=5.0, ge=0)
     """Seconds that an object which still grows waits at most before it is closed and uploaded."""
-    uploads: int = Field(default=4, ge=1, le=64)
+    uploads: int = Field(default=8, ge=1, le=64)
     """Objects that are uploaded at once."""
     part_size: int = Field(default=8 * MIB, ge=5 * MIB)
     """Of the parts in which objects beyond 16 MiB are uploaded."""
@@ -116,7 +116,7 @@ class Settings(_Value):
     """Of what is fetched from a provider at once."""
     fetches: int = Field(default=8, ge=1, le=64)
     """Pieces that are fetched at once."""
-    read_ahead: int = Field(default=32 * MIB, ge=0)
+    read_ahead: int = Field(default=64 * MIB, ge=0)
     """Fetched ahead of a sequential reader, at most."""
     gc_interval: float = Field(default=600.0, gt=0)
     """Seconds between looks for objects that no row names."""
@@ -141,11 +141,11 @@ class Settings(_Value):
     session_ttl_hours: float = Field(default=24.0, gt=0)
 
     # the driver
-    spin_us: int = Field(default=50, ge=0, le=10_000)
+    spin_us: int = Field(default=150, ge=0, le=10_000)
     """Microseconds of busy polling for the next request, then"""
     wait_us: int = Field(default=200, ge=0, le=100_000)
     """of waiting for it without the interpreter's lock, and"""
-    burst_us: int = Field(default=2000, ge=0, le=1_000_000)
+    burst_us: int = Field(default=5000, ge=0, le=1_000_000)
     """of both in all, before other tasks have their turn."""
     entry_timeout: int = Field(default=86_400, ge=0)
     """Seconds that the kernel of a bound mount may keep names and attributes."""
@@ -161,6 +161,20 @@ class Settings(_Value):
     def _whole_pages(cls, value: int) -> int:
         if value % 4096:
             raise ValueError("must be a multiple of 4096")
+        return value
+
+    @field_validator("encryption_key")
+    @classmethod
+    def _leads_to_a_key(cls, value: str) -> str:
+        kind, _, rest = value.partition(":")
+        if value and not (kind in ("file", "env", "command") and rest.strip()):
+            raise ValueError("must be file:PATH, env:NAME or command:ARGV; never the key itself")
+        return value
+
+    @field_validator("endpoint")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        parse_address(value)
         return value
 
     @field_validator("sandbox")
@@ -204,13 +218,13 @@ def parse_principal(text: str, sandbox: str) -> Principal:
     raise InvalidError(f"{text!r} is nobody: use admin, user:<id> or session:<id>")
 
 
-def find_root(option: str | os.PathLike[str] | None = None, env: Mapping[str, str] = os.environ) -> Path:
-    """Where the store is: the option, else ARTFS_ROOT, else ~/.local/share/artfs.  Absolute; it need not
-    exist."""
-    chosen = os.fspath(option) if option is not None else env.get("ARTFS_ROOT") or "~/.local/share/artfs"
-    if not chosen:
-        raise InvalidError("the store's root cannot be empty: leave --root out, or give a directory")
-    return Path(os.path.abspath(os.path.expanduser(chosen)))
+def parse_address(text: str) -> tuple[str, int]:
+    """`host:port`; an IPv6 address in brackets.  Errors: InvalidError."""
+    host, colon, port = text.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not colon or not bare or (":" in host and bare == host) or not port.isdecimal() or int(port) > 65535:
+        raise InvalidError(f"{text!r} is no address; write host:port, such as 127.0.0.1:0")
+    return bare, int(port)
 
 
 def create_store(root: Path, *, block_size: int = MIB) -> Identity:
@@ -277,12 +291,15 @@ def load_settings(root: Path, env: Mapping[str, str] = os.environ) -> Settings:
     variables = environment(env)
     for name, value in variables.items():
         _checked(Settings, {name: value}, PREFIX + name.upper())
-    return _checked(Settings, {**configured, **variables, **fixed}, str(path))
+    settings = _checked(Settings, {**configured, **variables, **fixed}, str(path))
+    if settings.cache_low > settings.cache_high:
+        raise InvalidError(f"cache_low, {settings.cache_low}, must not be above cache_high, {settings.cache_high}")
+    return settings
 
 
 def environment(env: Mapping[str, str]) -> dict[str, str]:
     """The settings that variables give, by name.  Others that begin with ARTFS_ are somebody else's:
-    ARTFS_ROOT is `find_root`'s.  Errors: InvalidError for ARTFS_BLOCK_SIZE, which would be no setting but a
+    ARTFS_ROOT is that of `artfs.root`.  Errors: InvalidError for ARTFS_BLOCK_SIZE, which would be no setting but a
     wish."""
     if PREFIX + "BLOCK_SIZE" in env:
         raise InvalidError(f"{PREFIX}BLOCK_SIZE: block_size was fixed when the store was made; unset it")

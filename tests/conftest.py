@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import hypothesis
 import pytest
@@ -26,6 +28,13 @@ def store_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root = tmp_path / "store"
     monkeypatch.setenv("ARTFS_ROOT", str(root))
     return root
+
+
+@pytest.fixture
+def own_environment() -> Iterator[None]:
+    """What the test, or what it calls, sets in the environment is taken back."""
+    with patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture

@@ -1,12 +1,14 @@
-"""A run of the tests leaves nothing behind: no mount, no process.
+"""A run of the tests leaves nothing behind: no mount, no process, no store in the working directory, and no variable in
+the environment that would tell the next test where its store is.
 
 What is *ours*: a mount whose mount point lies below this run's temporary directory; a process that is a child
 of this one, or carries this run's mark in the environment that it was started with (a daemon keeps it). Other
 runs and other people's mounts on the same machine are never touched.
 
-Invariants: a mount left in a test's own directory fails that test; anything left at the end fails the run.
-Both are cleaned up all the same, so that the next run starts from nothing. A process has `PATIENCE` to end by
-itself.
+Invariants: a mount left in a test's own directory, a store in the working directory and a variable that a store reads
+fail their test; anything left at the end fails the run.
+All but that store are cleaned up all the same, so that the next run starts from nothing. A process has `PATIENCE` to
+end by itself.
 """
 
 from __future__ import annotations
@@ -24,6 +26,10 @@ from typing import cast
 import pytest
 
 MARK = "ARTFS_TEST_RUN"
+VARIABLES = ("ARTFS_", "ARTIFACT_", "AWS_", "CHUK_", "IBM_COS_", "REDIS_", "S3_", "SESSION_", "SQLITE_", "VFS_")
+"""How the names begin of what stores and sessions read."""
+STORES = "artifacts*"
+"""Where stores are that nobody named a place for."""
 PATIENCE = 10.0
 """Seconds that a process whose mount is gone, or which was told to stop, may take to end."""
 HELPERS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
@@ -129,6 +135,15 @@ def take_away(mounts: list[Mount]) -> list[str]:
     return lines
 
 
+def variables() -> dict[str, str]:
+    """Of the environment, what stores read."""
+    return {name: value for name, value in os.environ.items() if name.startswith(VARIABLES) and name != MARK}
+
+
+def changed(before: dict[str, str], after: dict[str, str]) -> list[str]:
+    return sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
+
+
 class Guard:
     """The plugin that conftest.py registers."""
 
@@ -151,6 +166,25 @@ class Guard:
         left = take_away(mounts_below(directory))
         if left:
             pytest.fail("\n".join(left), pytrace=False)
+
+    @pytest.fixture(autouse=True)
+    def _nothing_left_for_the_next_test(self) -> Iterator[None]:
+        before = variables()
+        place = Path.cwd()
+        stores = set(place.glob(STORES))
+        yield
+        left = changed(before, variables())
+        lines = [f"left in the environment: {name}" for name in left]
+        for name in left:
+            os.environ.pop(name, None)
+        os.environ.update({name: before[name] for name in left if name in before})
+        if Path.cwd() != place:
+            lines.append(f"left in another working directory: {Path.cwd()}")
+            os.chdir(place)
+        # It stays: whoever runs tests may have a store of that name.
+        lines += [f"left in the working directory: {path.name}" for path in sorted(set(place.glob(STORES)) - stores)]
+        if lines:
+            pytest.fail("\n".join(lines), pytrace=False)
 
     def leftovers(self) -> list[str]:
         factory = getattr(self.config, "_tmp_path_factory", None)

@@ -132,8 +132,8 @@ class Engine(Protocol):
         """Copy the versioned rows seen at `at` (None: the head) to the empty namespace `target`, born at epoch 1;
         then `rows` and `records`, in the same transaction."""
 
-    def destroy(self, serial: Serial, records: Mapping[tuple[str, str], str | None] = {}) -> None:
-        """Delete every row and checkpoint of the namespace, and apply `records`, in the same transaction."""
+    def destroy(self, serials: Collection[Serial], records: Mapping[tuple[str, str], str | None] = {}) -> None:
+        """Delete every row and checkpoint of the namespaces, and apply `records`, in the same transaction."""
 
     def serials(self) -> set[Serial]:
         """Every namespace that has a row or a checkpoint (for fsck)."""

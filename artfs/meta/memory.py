@@ -1,18 +1,19 @@
 """The engine in memory: the twin of the sqlite engine, for tests and memory stores, with the same answers.
 
-A namespace is a `_Space`: a dict of head rows, a dict of retired ones, its checkpoints.  A checkpoint is
-O(1); a restore, a difference and the deletion of a checkpoint pass over the namespace's rows once.
+A namespace is a `_Space`: a dict of head rows, a dict of retired ones, its checkpoints.  A checkpoint is O(1); a
+restore, a difference and the deletion of a checkpoint cost the keys that were changed since, not the rows.
 
 Invariants, besides those of `artfs.meta`:
 1. every call holds the lock from its beginning to its end, and checks everything before it changes anything;
-2. `order` + `fresh` name every head key once (and keys that are gone); `order` is sorted.
+2. `order` + `fresh` name every head key once (and keys that are gone); `order` is sorted;
+3. `touched` has, for each checkpoint, the versioned keys that were put or deleted between it and the next.
 """
 
 from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 
 from artfs.errors import ExistsError, NotFoundError, UnavailableError
 from artfs.meta import Batch, Change, Checkpoint, Row
@@ -27,6 +28,7 @@ class _Space:
         self.head: dict[bytes, tuple[Epoch, bytes]] = {}
         self.retired: dict[bytes, list[tuple[Epoch, Epoch, bytes]]] = {}
         self.checkpoints: dict[Epoch, Checkpoint] = {}
+        self.touched: dict[Epoch, set[bytes]] = {}
         self.order: list[bytes] = []
         self.fresh: list[bytes] = []
         self.known: set[bytes] = set()
@@ -34,8 +36,28 @@ class _Space:
     def newest(self) -> Epoch:
         return max(self.checkpoints, default=Epoch(0))
 
+    def pin(self, checkpoint: Checkpoint) -> None:
+        self.checkpoints[checkpoint.epoch] = checkpoint
+        self.touched[checkpoint.epoch] = set()
+
+    def unpin(self, at: Epoch) -> None:
+        """Forget the checkpoint, and the retired rows that it alone sees: those have died before the next one."""
+        del self.checkpoints[at]
+        touched = self.touched.pop(at)
+        epochs = sorted(self.checkpoints)
+        for key in touched & self.retired.keys():
+            kept = [row for row in self.retired[key] if _sees(epochs, row[0], row[1])]
+            if kept:
+                self.retired[key] = kept
+            else:
+                del self.retired[key]
+        if before := [epoch for epoch in epochs if epoch < at]:
+            self.touched[before[-1]] |= touched
+
     def apply(self, rows: Mapping[bytes, bytes | None], epoch: Epoch) -> None:
         newest = self.newest()
+        if newest:
+            self.touched[newest].update(key for key in rows if key < PLAIN)
         for key, value in rows.items():
             old = self.head.get(key)
             if old is not None and key < PLAIN and old[0] <= newest:
@@ -78,15 +100,15 @@ class _Space:
             rows.update((key, value) for born, died, value in versions if born <= at < died)
         return rows
 
-    def free(self) -> None:
-        """Drop the retired rows that no checkpoint sees."""
-        epochs = sorted(self.checkpoints)
-        for key, versions in list(self.retired.items()):
-            kept = [row for row in versions if _sees(epochs, row[0], row[1])]
-            if kept:
-                self.retired[key] = kept
-            else:
-                del self.retired[key]
+    def changes(self, a: Epoch, b: Epoch | None) -> list[Change]:
+        """From what checkpoint `a` sees to what `b`, a later one, or the head (None) does."""
+        keys = {key for epoch, keys in self.touched.items() if a <= epoch and (b is None or epoch < b) for key in keys}
+        return changes(self.seen(keys, a), self.seen(keys, b))
+
+    def seen(self, keys: Iterable[bytes], at: Epoch | None) -> dict[bytes, bytes]:
+        if at is None:
+            return {key: self.head[key][1] for key in keys if key in self.head}
+        return {key: value for key in keys if (value := self.value_at(key, at)) is not None}
 
 
 def _sees(epochs: list[Epoch], born: Epoch, died: Epoch) -> bool:
@@ -170,7 +192,7 @@ class MemoryEngine:
                 space = self._spaces.setdefault(batch.serial, _Space())
                 space.apply(batch.rows, batch.epoch)
                 if batch.checkpoint is not None:
-                    space.checkpoints[batch.epoch] = batch.checkpoint
+                    space.pin(batch.checkpoint)
             self._record(records)
 
     # versions
@@ -185,27 +207,26 @@ class MemoryEngine:
     def changed_by_restore(self, serial: Serial, at: Epoch) -> list[Change]:
         with self._lock:
             space = self._pinned(serial, at)
-            return changes(space.view(None), space.view(at))
+            return [Change(c.key, c.after, c.before) for c in space.changes(at, None)]
 
     def restore(self, serial: Serial, at: Epoch, epoch: Epoch, then: Mapping[bytes, bytes | None]) -> None:
         with self._lock:
             space = self._pinned(serial, at)
             require_newer(serial, epoch, space.newest())
-            space.apply({c.key: c.after for c in changes(space.view(None), space.view(at))}, epoch)
+            space.apply({c.key: c.before for c in space.changes(at, None)}, epoch)
             space.apply(then, epoch)
 
     def delete_checkpoint(self, serial: Serial, at: Epoch) -> None:
         with self._lock:
             space = self._pinned(serial, at)
-            del space.checkpoints[at]
-            space.free()
+            space.unpin(at)
 
     def diff(self, serial: Serial, a: Epoch, b: Epoch | None) -> list[Change]:
         with self._lock:
             space = self._pinned(serial, a)
             if b is not None:
                 self._pinned(serial, b)
-            return changes(space.view(a), space.view(b))
+            return space.changes(a, b)
 
     def clone(
         self,
@@ -224,10 +245,11 @@ class MemoryEngine:
             space.apply(rows, FIRST)
             self._record(records)
 
-    def destroy(self, serial: Serial, records: Mapping[tuple[str, str], str | None] = {}) -> None:
+    def destroy(self, serials: Collection[Serial], records: Mapping[tuple[str, str], str | None] = {}) -> None:
         with self._lock:
             self._require_open()
-            self._spaces.pop(serial, None)
+            for serial in serials:
+                self._spaces.pop(serial, None)
             self._record(records)
 
     def serials(self) -> set[Serial]:

@@ -89,6 +89,8 @@ DELETE = "DELETE FROM head WHERE serial = ? AND key = ?"
 # versions; the literal `born <> 1` lets sqlite use the partial indexes (`born > 1` would be taken as
 # the bound to search by, and the real one only as a filter)
 NEWEST = "SELECT coalesce(max(epoch), 0) FROM checkpoint WHERE serial = ?"
+PINNED = """SELECT serial, max(epoch) FROM checkpoint
+    WHERE serial IN (SELECT value FROM json_each(?)) GROUP BY serial"""
 NEIGHBOURS = """SELECT (SELECT coalesce(max(epoch), 0) FROM checkpoint WHERE serial = ?1 AND epoch < ?2),
     (SELECT min(epoch) FROM checkpoint WHERE serial = ?1 AND epoch > ?2)"""
 CHECKPOINTS = """SELECT epoch, id, name, created, view, bytes, inodes, description, labels

@@ -13,9 +13,7 @@ What is not complete is not seen: an artifact and its bytes are one record of th
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -29,7 +27,7 @@ from artfs.store.artifact_rules import Own, key_of, new_id, own_of
 from artfs.store.identity import WANTED, Who
 from artfs.store.namespace_calls import NamespaceCalls
 from artfs.types import Access, NamespaceType, Scope
-from artfs.volume.catalogue import Namespace
+from artfs.volume.catalogue import Namespace, uncollected
 from artfs.volume.data import DIRECT
 from artfs.volume.inodes import now as coarse_now
 from artfs.volume.node import Node
@@ -329,19 +327,6 @@ class ArtifactCalls(NamespaceCalls):
         except (NotFoundError, DeniedError, InvalidError):
             return False
         return True
-
-
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """No search for cycles meanwhile: where much is made that stays, it takes as long as the work."""
-    if not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 OPTIONAL = {

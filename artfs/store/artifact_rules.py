@@ -27,7 +27,9 @@ MIME = "application/octet-stream"
 META_MAX = 512 << 10
 """Bytes of an artifact's metadata as JSON."""
 FEW = 64
-PLAIN = frozenset([str, int, bool, type(None)])
+SHORT = 1024
+"""Characters of a string that needs no closer look."""
+PLAIN = frozenset([int, bool, type(None)])
 TEXT_MAX = 64 << 10
 FILENAME_MAX = 1024
 NOTHING = "At least one update parameter must be provided"
@@ -84,12 +86,14 @@ def check_meta(meta: Mapping[str, Any] | None) -> dict[str, Any]:
     for key in meta:
         if not isinstance(key, str):
             raise InvalidError(f"meta: the key {key!r} must be a string")
-        if not key or not key.isprintable() or ".." in _split(key):
-            raise InvalidError(f"meta: {key!r} cannot be a key")
+        if not key or len(key) > SHORT or not key.isprintable() or ".." in _split(key):
+            raise InvalidError(f"meta: {key[:SHORT]!r} cannot be a key")
     if OWN in meta:
         raise InvalidError(f"meta: the key {OWN!r} is reserved")
-    if len(meta) <= FEW and all(value.__class__ in PLAIN for value in meta.values()):
-        return dict(meta)  # the document's own length is checked when it is made
+    if len(meta) <= FEW and all(
+        value.__class__ in PLAIN or (value.__class__ is str and len(value) <= SHORT) for value in meta.values()
+    ):
+        return dict(meta)
     try:
         text = json.dumps(dict(meta), allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:

@@ -11,17 +11,22 @@ from itertools import dropwhile
 from time import time_ns
 from typing import Any
 
+from anyio.lowlevel import checkpoint
+
 from artfs.errors import InvalidError, NotFoundError
 from artfs.grid import check_id, scope_dir
 from artfs.store.artifact_calls import ArtifactCalls, Described
 from artfs.store.artifact_changes import ArtifactChanges
 from artfs.store.identity import Who
+from artfs.store.namespace_calls import has_all
 from artfs.types import Access, NamespaceType, Scope, Serial
 from artfs.volume.catalogue import Namespace
 from artfs.volume.postings import OWN, Posting, hashable, rarest
 
 PAGE = 1000
 SCAN = 20_000
+COUNTED = 5_000
+"""Artifacts that are counted between two turns of other calls."""
 
 
 class ArtifactSearch(ArtifactChanges):
@@ -92,16 +97,20 @@ class ArtifactSearch(ArtifactChanges):
             found.append(get(("meta", sandbox, key, hashable(value))))
         return rarest(found)
 
-    def api_artifact_stats(self, who: Who = None, sandbox: str = "") -> dict[str, int]:
-        """What the caller may read of the sandbox's artifacts: how many, and how many bytes."""
+    async def api_artifact_stats(self, who: Who = None, sandbox: str = "") -> dict[str, int]:
+        """What the caller may read of the sandbox's artifacts: how many, and how many bytes.  What is made or goes
+        meanwhile may be counted, or not."""
         visible = _Visible(self, who, sandbox)
         by_serial = self.store.catalogue.by_serial
         artifacts = size = 0
-        for serial in self.store.catalogue.postings.get(("all", sandbox)).serials:
-            namespace = by_serial[serial]
-            if visible(namespace):
-                artifacts += 1
-                size += self._size(namespace)
+        serials = list(self.store.catalogue.postings.get(("all", sandbox)).serials)
+        for start in range(0, len(serials), COUNTED):
+            for serial in serials[start : start + COUNTED]:
+                namespace = by_serial.get(serial)
+                if namespace is not None and namespace.trashed is None and visible(namespace):
+                    artifacts += 1
+                    size += self._size(namespace)
+            await checkpoint()
         return {"total_artifacts": artifacts, "total_bytes": size}
 
     def _size(self, namespace: Namespace) -> int:
@@ -186,12 +195,4 @@ def _matches(
         return False
     if name_prefix and not (own.get("filename") or "").startswith(name_prefix):
         return False
-    if meta:
-        have = namespace.metadata
-        return all(key in have and _same(have[key], value) for key, value in meta.items())
-    return True
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Equal as JSON: a number is no boolean."""
-    return bool(a == b) and isinstance(a, bool) == isinstance(b, bool)
+    return not meta or has_all(namespace.metadata, meta)

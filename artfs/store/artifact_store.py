@@ -14,15 +14,18 @@ The calls are in groups (`artfs.store.operations`); here is what they stand on: 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
+from time import time_ns
 from typing import Any, Self
 
 from artfs.errors import ArtfsError, InvalidError
 from artfs.exceptions import AccessDeniedError, SessionError
-from artfs.grid import check_id, session_key
+from artfs.grid import Prefixes, check_id, session_key
 from artfs.objects.opening import for_type
+from artfs.sessions.provider_factory import check_provider
 from artfs.sessions.session_manager import default_sandbox
-from artfs.store.choosing import Place, by_provider, choose, scope_homes
+from artfs.store.choosing import Place, arguments_of, by_provider, choose, scope_homes
 from artfs.store.elsewhere import Elsewhere
 from artfs.store.handle import Handle
 from artfs.store.operations.admin import AdminOperations
@@ -32,7 +35,7 @@ from artfs.store.operations.grid import GridOperations
 from artfs.store.operations.metadata import MetadataOperations
 from artfs.store.operations.namespaces import NamespaceOperations
 from artfs.store.operations.presigned import PresignedURLOperations
-from artfs.store.operations.sessions import SessionOperations
+from artfs.store.operations.sessions import HOURS_MAX, SessionOperations
 from artfs.store.public_errors import public
 from artfs.types import DEFAULT_BUCKET, DEFAULT_SESSION_TTL_HOURS, SessionProvider
 
@@ -56,7 +59,8 @@ class ArtifactStore(
     what the provider gives; else the store is in memory, which all such stores of the process share, parted by sandbox.
 
     `providers`: {scope: provider} for namespaces that name none; `shared_writable`: callers that are checked may write
-    in sandbox scope.  Errors: InvalidError (a ValueError) for what can never be right.
+    in sandbox scope; `variables`: environment variables in the place of arguments, as `artfs.config` gives them.
+    Errors: InvalidError (a ValueError) for what can never be right.
     """
 
     def __init__(
@@ -71,18 +75,30 @@ class ArtifactStore(
         root: str | os.PathLike[str] | None = None,
         providers: Mapping[Any, str] | None = None,
         shared_writable: bool = False,
+        **variables: str,
     ) -> None:
         env = dict(os.environ)
         try:
-            if isinstance(session_ttl_hours, bool) or not session_ttl_hours > 0:
-                raise InvalidError(f"session_ttl_hours must be above 0, not {session_ttl_hours!r}")
-            if max_retries < 0:
-                raise InvalidError(f"max_retries cannot be negative, as {max_retries!r} is")
+            named = arguments_of(variables, env)
+            root = named.get("root") if root is None else root
+            bucket = bucket or named.get("bucket")
+            storage_provider = storage_provider or named.get("storage_provider")
+            session_provider = session_provider or named.get("session_provider")
+            if isinstance(session_ttl_hours, bool) or not 0 < session_ttl_hours < HOURS_MAX:
+                raise InvalidError(f"session_ttl_hours must be a number above 0, not {session_ttl_hours!r}")
+            if isinstance(max_retries, bool) or not isinstance(max_retries, int) or max_retries < 0:
+                raise InvalidError(f"max_retries must be a whole number from 0, not {max_retries!r}")
+            if not isinstance(bucket, str | None):
+                raise InvalidError(f"a bucket's name is a string, not {bucket!r}")
+            if not isinstance(shared_writable, bool):
+                raise InvalidError(f"shared_writable is True or False, not {shared_writable!r}")
             self._place = choose(root, storage_provider, bucket, env)
             self._scope_kinds = scope_homes(providers, env)
             self._environment = env
             self.sandbox_id = self._sandbox(sandbox_id)
-            self.session_provider = str(session_provider or env.get("SESSION_PROVIDER") or SessionProvider.MEMORY)
+            self.session_provider = check_provider(
+                str(session_provider or env.get("SESSION_PROVIDER") or SessionProvider.MEMORY)
+            )
         except ArtfsError as error:
             raise public(error) from error
         self.bucket = bucket or env.get("ARTIFACT_BUCKET") or env.get("AWS_S3_BUCKET") or DEFAULT_BUCKET
@@ -93,6 +109,9 @@ class ArtifactStore(
         self._handle = Handle(self._place.root, self._place.config)
         self._elsewhere = Elsewhere()
         self._own_sessions: dict[str | None, str] = {}
+        self._made_at = time_ns()
+        self._sessions_asked = Counter[bool]()  # whether they were live
+        self._prefixes = Prefixes(self.sandbox_id)
         self._bound: Who | None = None
         self._store = self
 
@@ -110,13 +129,28 @@ class ArtifactStore(
         await self.close()
 
     async def close(self) -> None:
-        """Let the store go; what was acknowledged stays.  Again without effect.  A view's close is the store's."""
+        """Let the store go; what was acknowledged stays.  Waits for uploads to its provider, as long as they get on.
+        Again without effect.  A view's close is the store's."""
         await self._handle.close()
         await self._elsewhere.close()
 
     @property
     def closed(self) -> bool:
+        """Whether every further call fails."""
         return self._handle.closed
+
+    # the same, by the names that programs look for
+    @property
+    def _closed(self) -> bool:
+        return self.closed
+
+    @property
+    def _storage_provider_name(self) -> str:
+        return self._place.kind
+
+    @property
+    def _session_provider_name(self) -> str:
+        return self.session_provider
 
     @property
     def root(self) -> str | None:

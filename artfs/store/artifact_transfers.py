@@ -21,7 +21,7 @@ from typing import Any
 
 import anyio
 
-from artfs.errors import ArtfsError, InvalidError, NotFoundError
+from artfs.errors import ArtfsError, InvalidError, NotFoundError, UnavailableError
 from artfs.grid import scope_dir
 from artfs.sessions import NS
 from artfs.store.artifact_calls import PART, Described
@@ -39,6 +39,8 @@ from artfs.volume.postings import OWN
 from artfs.volume.volume import Volume
 from artfs.volume.waiting import MustWait, run
 
+UPLOAD = "upload-"
+"""How the id of an upload in parts begins."""
 HANDLES = 10_000
 log = logging.getLogger(__name__)
 
@@ -74,7 +76,7 @@ class ArtifactTransfers(ArtifactSearch):
     def _stream(self, handle: int, kind: type[Any]) -> Any:
         found = self.__dict__.get("_streams", {}).get(handle)
         if not isinstance(found, kind):
-            raise NotFoundError(f"there is no stream {handle}: it was ended or aborted")
+            raise UnavailableError(f"there is no stream {handle}: it was ended, or its owner has gone")
         return found
 
     def pending(self) -> int:
@@ -95,7 +97,7 @@ class ArtifactTransfers(ArtifactSearch):
         found.pin.release()
         if found.changes is None:
             with anyio.CancelScope(shield=True):
-                await self.store._reap_namespace(found.namespace)
+                await self.store.reap_all([found.namespace])
 
     # writing
     def api_artifact_begin(
@@ -124,7 +126,7 @@ class ArtifactTransfers(ArtifactSearch):
         return self._keep_stream(_Write(namespace, volume, Pinned(volume.tree, node), changes=changes))
 
     async def api_artifact_part(self, handle: int, data: bytes, who: Who = None, sandbox: str = "") -> int:
-        """The next bytes; how many there are by now.  Errors: NotFoundError, FsError."""
+        """The next bytes; how many there are by now.  Errors: UnavailableError, FsError."""
         write: _Write = self._stream(handle, _Write)
         if len(data) > PART:
             raise InvalidError(f"a part has at most {PART} bytes; write more parts")
@@ -144,7 +146,7 @@ class ArtifactTransfers(ArtifactSearch):
         return write.volume.tree.write(write.pin.node(), write.size, piece)
 
     def api_artifact_end(self, handle: int, sha256: str | None = None, who: Who = None, sandbox: str = "") -> Described:
-        """It is there, whole.  If this fails, nothing has changed.  Errors: NotFoundError, ExpiredError, FsError."""
+        """It is there, whole.  If this fails, nothing has changed.  Errors: UnavailableError, ExpiredError, FsError."""
         write: _Write = self._stream(handle, _Write)
         tree, node = write.volume.tree, write.pin.node()
         if write.changes is not None:
@@ -198,7 +200,7 @@ class ArtifactTransfers(ArtifactSearch):
     async def api_artifact_get(
         self, handle: int, offset: int, length: int, who: Who = None, sandbox: str = ""
     ) -> bytes:
-        """Up to `length` bytes.  Errors: NotFoundError, FsError."""
+        """Up to `length` bytes.  Errors: UnavailableError, FsError."""
         reading: Reading = self._stream(handle, Reading)
         if offset < 0 or not 0 < length <= PART:
             raise InvalidError(f"a read takes an offset from 0 and a length up to {PART}")
@@ -248,7 +250,7 @@ class ArtifactTransfers(ArtifactSearch):
             "provider": provider,
             "auto": auto,
         }
-        id = f"up-{token_hex(16)}" if parts else artifact
+        id = f"{UPLOAD}{token_hex(16)}" if parts else artifact
         store.catalogue.records[PURPOSE, id] = json.dumps(pending)
         uploads = store.blobs.uploads
         if auto:
@@ -281,7 +283,7 @@ class ArtifactTransfers(ArtifactSearch):
         pending: dict[str, Any] | None = json.loads(document) if document else None
         if pending is None or pending["sandbox"] != sandbox:
             raise NotFoundError(
-                f"Multipart upload {id} not found" if id.startswith("up-") else f"Upload not found: {id}"
+                f"Multipart upload {id} not found" if id.startswith(UPLOAD) else f"Upload not found: {id}"
             )
         self.identity.require(who, sandbox, self._future(pending), Access.WRITE)
         return pending
@@ -313,7 +315,9 @@ class ArtifactTransfers(ArtifactSearch):
     ) -> str:
         """Where a part goes.  Errors: InvalidError, NotFoundError, ExpiredError, DeniedError."""
         check_part(part_number)
-        self._pending(upload_id, who, sandbox)
+        future = self._future(self._pending(upload_id, who, sandbox))
+        if future.scope is Scope.SESSION:
+            self.store.session(sandbox, future.owner or "")
         return await self.store.blobs.uploads.sign_part(upload_id, part_number, expires=expires)
 
     async def api_upload_register(

@@ -25,7 +25,8 @@ from anyio import to_thread
 
 from artfs.blocks import Chunk
 from artfs.errors import ArtfsError, DamagedError, InvalidError, UnavailableError
-from artfs.store.endpoint import Endpoint, address
+from artfs.settings import parse_address
+from artfs.store.endpoint import Endpoint
 from artfs.store.exact import Exact, Making, data_node, described, find, rewrite
 from artfs.store.secret import load_key
 from artfs.store.site import BlobSite
@@ -122,7 +123,7 @@ class Blobs:
         if number in self._whole:
             return True
         if number >> 32 not in shard.remote.homes:
-            return os.fstat(shard.objects.descriptor(number)).st_size == found.size
+            return shard.objects.size(number) == found.size
         shard.objects.close_objects({number >> 32})
         try:
             size = (await to_thread.run_sync(os.stat, shard.objects.path(number))).st_size
@@ -300,7 +301,7 @@ class Blobs:
 
     async def _open(self, endpoint: Endpoint) -> None:
         """At the port of an earlier process, if any will do, so that its URLs work."""
-        host, port = address(self.store.settings.endpoint)
+        host, port = parse_address(self.store.settings.endpoint)
         shard = self.store.shard
         last = int(shard.engine.record("endpoint", "port") or 0)
         if not port and last:

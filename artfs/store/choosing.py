@@ -14,10 +14,21 @@ from typing import Any
 
 from artfs.errors import InvalidError
 from artfs.objects.opening import for_type, parse_url
-from artfs.types import DEFAULT_BUCKET, Scope, StorageProvider
+from artfs.types import ARGUMENTS, DEFAULT_BUCKET, Scope, StorageProvider
 
 BESIDE = "-artfs"
 SUFFIXES = (".db", ".sqlite", ".sqlite3")
+BESIDE_ARGUMENTS = frozenset(
+    [
+        "AWS_ACCESS_KEY_ID",
+        "AWS_REGION",
+        "AWS_SECRET_ACCESS_KEY",
+        "IBM_COS_ENDPOINT",
+        "S3_ENDPOINT_URL",
+        "SESSION_REDIS_URL",
+    ]
+)
+"""What `artfs.config` sets, too, and whoever opens a provider reads for itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +46,19 @@ def plain_kind(name: str) -> str:
     """`vfs-x` and `x` are one.  Errors: InvalidError."""
     kind = str(name).lower()
     if kind not in {str(known) for known in StorageProvider}:
-        raise InvalidError(f"Unknown storage provider: {name!r}: it is one of {', '.join(StorageProvider)}")
+        raise InvalidError(f"Unknown storage provider {name!r}: it is one of {', '.join(StorageProvider)}")
     return kind.removeprefix("vfs-")
+
+
+def arguments_of(variables: Mapping[str, str], env: Mapping[str, str]) -> dict[str, str]:
+    """Environment variables as arguments of a store, by name.  Errors: TypeError for other names; InvalidError for a
+    value that would have no effect, as the environment has another."""
+    for name, value in variables.items():
+        if name not in ARGUMENTS and name not in BESIDE_ARGUMENTS:
+            raise TypeError(f"ArtifactStore() got an unexpected keyword argument {name!r}")
+        if name not in ARGUMENTS and env.get(name) != value:
+            raise InvalidError(f"{name} is read from the environment, which says otherwise: set it there")
+    return {ARGUMENTS[name]: value for name, value in variables.items() if name in ARGUMENTS}
 
 
 def choose(
@@ -94,6 +116,8 @@ def scope_homes(given: Mapping[Any, str] | None, env: Mapping[str, str]) -> dict
         name = env.get(f"ARTIFACT_PROVIDER_{scope.upper()}")
         if name:
             found[scope] = plain_kind(name)
+    if not isinstance(given, Mapping | None):
+        raise InvalidError(f"providers is a mapping of scopes, not {given!r}")
     for key, name in (given or {}).items():
         try:
             found[Scope(key)] = plain_kind(name)
@@ -103,4 +127,7 @@ def scope_homes(given: Mapping[Any, str] | None, env: Mapping[str, str]) -> dict
 
 
 def _path(path: str | os.PathLike[str]) -> Path:
-    return Path(os.path.abspath(os.path.expanduser(os.fspath(path))))
+    text = os.fspath(path)
+    if "\0" in text:
+        raise InvalidError(f"{text!r} is no path: it has NUL")
+    return Path(os.path.abspath(os.path.expanduser(text)))

@@ -11,7 +11,7 @@ from typing import Any
 
 from artfs.errors import ArtfsError, ExpiredError, NotFoundError
 from artfs.store.choosing import Place
-from artfs.store.handle import Handle
+from artfs.store.handle import OPENING, Handle
 
 
 class Elsewhere:
@@ -32,8 +32,10 @@ class Elsewhere:
         return handle
 
     def is_worth_asking(self, error: ArtfsError, arguments: dict[str, Any]) -> bool:
+        if "handle" in arguments:
+            return arguments["handle"] in self._open
         missing = isinstance(error, NotFoundError) and not isinstance(error, ExpiredError)
-        return missing and bool(self._handles) and ("id" in arguments or "handle" in arguments)
+        return missing and bool(self._handles) and "id" in arguments
 
     async def do(self, error: ArtfsError, method: str, arguments: dict[str, Any]) -> Any:
         """The call, where its namespace, or its handle, is.  Errors: `error` if it is nowhere."""
@@ -46,9 +48,10 @@ class Elsewhere:
                 if isinstance(other, ExpiredError) or "Namespace not found" not in str(other):
                     raise
                 continue
-            made = result.get("handle") if isinstance(result, dict) else result if method.endswith("_begin") else None
-            if made is not None:
-                self._open[made] = each
+            if method in OPENING:
+                made = result.get("handle") if isinstance(result, dict) else result
+                if isinstance(made, int):
+                    self._open[made] = each
             if method.endswith(("_end", "_abort")):
                 self._open.pop(handle or 0, None)
             return result

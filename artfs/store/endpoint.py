@@ -15,7 +15,7 @@ import anyio
 from anyio import ClosedResourceError
 from anyio.abc import SocketAttribute, SocketListener, SocketStream, TaskGroup
 
-from artfs.errors import InvalidError, UnavailableError
+from artfs.errors import UnavailableError
 from artfs.store.connection import GONE, Aborted, Connection, Counters, Site
 
 log = logging.getLogger(__name__)
@@ -137,12 +137,3 @@ class Endpoint:
         with anyio.move_on_after(DRAIN):
             while self.connections:
                 await anyio.sleep(0.01)
-
-
-def address(text: str) -> tuple[str, int]:
-    """`host:port` as the setting has it; an IPv6 address in brackets.  Errors: InvalidError."""
-    host, colon, port = text.rpartition(":")
-    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if not colon or not bare or (":" in host and bare == host) or not port.isdecimal() or int(port) > 65535:
-        raise InvalidError(f"endpoint: {text!r} is no address; write host:port, such as 127.0.0.1:0")
-    return bare, int(port)

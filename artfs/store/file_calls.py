@@ -12,11 +12,11 @@ import os
 from collections.abc import Iterator
 from typing import Any, cast
 
-from artfs.errors import ExistsError, InvalidError, NotFoundError
+from artfs.errors import ExistsError, InvalidError, NotFoundError, PathError
 from artfs.grid import GridPath, parse_path, scope_dir
 from artfs.store.store import Store
 from artfs.types import NamespaceType, Scope
-from artfs.vfs import PART, Files, PathError, Stat, Writing, copy
+from artfs.vfs import PART, Files, Stat, Writing, copy
 from artfs.volume.catalogue import MAKING, Namespace
 from artfs.volume.tree import BLOB_DATA
 

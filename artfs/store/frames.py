@@ -12,8 +12,7 @@ from typing import Any
 import anyio
 from anyio.abc import SocketStream
 
-from artfs.errors import ArtfsError, FsError, InvalidError
-from artfs.vfs import PathError
+from artfs.errors import ArtfsError, FsError, InvalidError, PathError
 
 LENGTHS = struct.Struct("<II")
 RECEIVE = 1 << 18
@@ -59,8 +58,10 @@ class Frames:
 
 
 def pack_error(error: ArtfsError) -> dict[str, Any]:
+    known = next(cls for cls in type(error).__mro__ if cls.__module__ == ArtfsError.__module__)
     return {
         "class": type(error).__name__,
+        "kind": known.__name__,
         "message": str(error),
         "errno": error.errno,
         "path": getattr(error, "path", None),
@@ -68,8 +69,9 @@ def pack_error(error: ArtfsError) -> dict[str, Any]:
 
 
 def unpack_error(document: dict[str, Any]) -> ArtfsError:
-    """The error as it was raised at the other end; of a class that is not known here, an ArtfsError."""
-    cls = _classes(ArtfsError).get(str(document.get("class")), ArtfsError)
+    """The error as it was raised at the other end; of a class that is not loaded here, the nearest one that is."""
+    classes = _classes(ArtfsError)
+    cls = classes.get(str(document.get("class"))) or classes.get(str(document.get("kind")), ArtfsError)
     if issubclass(cls, PathError):
         return PathError(int(document["errno"]), str(document["path"]))
     if issubclass(cls, FsError):

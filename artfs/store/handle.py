@@ -11,7 +11,8 @@ An owner that has died is noticed by the next call: the store is opened anew, by
 What the dead owner may have done is not done again, unless it is harmless (`AGAIN`); what it acknowledged is there.
 
 An owner that nothing has been asked of for `IDLE` seconds lets the store go when nothing is left to do, and at once
-when somebody asks for it (`let_go`), a mount for instance; the next call opens it again.
+when somebody asks for it (`let_go`), a mount for instance; the next call opens it again.  The last handle of an owner
+that is closed waits for uploads, while they get on and nobody asks for the store.
 
 A child of a fork has none of its parent's stores: handles of before raise there, new ones are its own.
 """
@@ -20,9 +21,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import os
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
 from functools import cache
 from pathlib import Path
 from time import monotonic
@@ -39,12 +41,12 @@ from artfs.store.service import Caller, Service, connect
 from artfs.store.socket import Client
 from artfs.volume.waiting import MustWait
 
+log = logging.getLogger(__name__)
+
 CLOSED = "Store is closed"
 FORKED = "stores do not outlive a fork: open them anew in the child"
 ROLE = "a Python program"
 IDLE = 1.0
-AWAY = 0.2
-"""Seconds for which an owner that was asked to let go leaves the store to others."""
 TRIES = 20
 """Owners in a row that may die during one call."""
 HARMLESS = """api_ping api_info api_list api_read api_checkpoints api_diff api_session_info api_session_validate
@@ -52,6 +54,16 @@ HARMLESS = """api_ping api_info api_list api_read api_checkpoints api_diff api_s
 AGAIN = frozenset(HARMLESS.split())
 """Calls that may be done twice."""
 NOT_BEGUN = "was not begun"
+OPENING = {
+    "api_read": "api_read_end",
+    "api_read_begin": "api_read_end",
+    "api_write_begin": "api_write_abort",
+    "api_artifact_read": "api_artifact_abort",
+    "api_artifact_open": "api_artifact_abort",
+    "api_artifact_begin": "api_artifact_abort",
+    "api_artifact_rewrite": "api_artifact_abort",
+}
+"""Calls that may open something, and how it is let go."""
 
 
 @cache
@@ -77,6 +89,7 @@ class _Opened:
         self.caller: Caller | None = None
         self.service: Service | None = None
         self.ending = False
+        self._uploading: anyio.CancelScope | None = None
         self._end = anyio.Event()
         self._ended = anyio.Event()
 
@@ -106,6 +119,22 @@ class _Opened:
             started.set()
             self._ended.set()
 
+    async def upload(self) -> None:
+        """What waits for its provider goes there, as long as that gets on and nobody else wants the store; else the
+        next owner uploads it."""
+        service = self.service
+        if service is None or not service.store.shard.remote.homes:
+            return
+        self.running += 1
+        try:
+            with anyio.move_on_after(service.store.settings.drain_limit) as self._uploading:
+                await service.store.sync()
+        except (ArtfsError, OSError) as error:
+            log.warning("%s: what waits is on this disk, and goes on when the store is opened: %s", self.root, error)
+        finally:
+            self._uploading = None
+            self.running -= 1
+
     async def _keep_in_file(self) -> None:
         """A store in one file is whole there when it is closed."""
         if isinstance(self.caller, Service) and self.config.startswith("sqlite:"):
@@ -115,11 +144,16 @@ class _Opened:
         if self.root is None:
             return Service(await stack.enter_async_context(memory_store()), ROLE)
         try:
+            try:
+                return await stack.enter_async_context(connect(self.root, ROLE))
+            except NotFoundError:
+                if not await recovered(self.root, self.config):
+                    _make(self.root, self.config)
             return await stack.enter_async_context(connect(self.root, ROLE))
-        except NotFoundError:
-            if not await recovered(self.root, self.config):
-                _make(self.root, self.config)
-        return await stack.enter_async_context(connect(self.root, ROLE))
+        except ArtfsError:
+            raise
+        except OSError as error:
+            raise UnavailableError(f"no store can be at {self.root}: {error}; choose another root") from error
 
     def plain(self, method: str, arguments: dict[str, Any]) -> Any:
         """REQUIRES: on the loop, or under its lock.  Errors: Gone, MustWait, as the method."""
@@ -138,9 +172,11 @@ class _Opened:
     def _asked(self) -> bool:
         """Somebody else wants the store: whether it may be free soon."""
         service = self.service
+        if self._uploading is not None:
+            self._uploading.cancel()
         if service is not None and not self.ending and not service.pending():
             self.ending = True
-            LOOP.start_soon(_end, self, AWAY)
+            LOOP.start_soon(_end, self, True)
         return True
 
     def is_idle(self) -> bool:
@@ -152,13 +188,11 @@ class _Opened:
 
 _opened: dict[Path | None, _Opened] = {}
 _opening: dict[Path | None, anyio.Lock] = {}
-_away: dict[Path | None, float] = {}
 
 
 def _in_child() -> None:
     _opened.clear()
     _opening.clear()
-    _away.clear()
 
 
 os.register_at_fork(after_in_child=_in_child)
@@ -178,24 +212,28 @@ def _lock(root: Path | None) -> anyio.Lock:
     return _opening.setdefault(root, anyio.Lock())
 
 
-async def _end(opened: _Opened, away: float = 0.0) -> None:
-    """Let the store go once its calls have ended; those that come meanwhile open it again."""
+async def _end(opened: _Opened, wanted: bool = False) -> None:
+    """Let the store go once its calls have ended; those that come meanwhile open it again.  If it is still `wanted`, it
+    stays when they left something open."""
     async with _lock(opened.root):
-        if _opened.get(opened.root) is opened:
+        here = _opened.get(opened.root) is opened
+        if here:
             del _opened[opened.root]
-            if away:
-                _away[opened.root] = monotonic() + away
         while opened.running:
             await anyio.sleep(0.005)
+        if here and wanted and opened.service is not None and opened.service.pending():
+            _opened[opened.root] = opened
+            opened.ending = False
+            return
         await opened.stop()
 
 
 async def _watch(opened: _Opened) -> None:
     """End it when it is idle."""
-    while _opened.get(opened.root) is opened:
+    while opened.service is not None:
         await anyio.sleep(IDLE / 4)
         if opened.is_idle() and _opened.get(opened.root) is opened:
-            await _end(opened)
+            await _end(opened, True)
 
 
 class Handle:
@@ -218,10 +256,31 @@ class Handle:
                 return LOOP.now(opened.plain, method, arguments)
             except MustWait as must:
                 if must.final:
-                    return await LOOP.call(self._finish, opened, must.wait)
+                    return await self._wait(method, self._finish, opened, must.wait)
             except Gone:
                 pass
-        return await LOOP.call(self._do, method, arguments)
+        return await self._wait(method, self._do, method, arguments)
+
+    async def _wait(self, method: str, function: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
+        """Its result, from the loop; whoever is cancelled meanwhile leaves nothing open."""
+        given: list[Any] = []
+
+        async def work() -> Any:
+            given.append(await function(*arguments))
+            return given[0]
+
+        try:
+            return await LOOP.call(work)
+        except BaseException:
+            if given and method in OPENING:
+                handle = given[0].get("handle") if isinstance(given[0], dict) else given[0]
+                if isinstance(handle, int):
+                    LOOP.start_soon(self._let_go, OPENING[method], handle)
+            raise
+
+    async def _let_go(self, method: str, handle: int) -> None:
+        with suppress(ArtfsError):
+            await self._do(method, {"handle": handle})
 
     def do_now(self, method: str, /, **arguments: Any) -> Any:
         """The same from a plain function: this thread waits.  REQUIRES: not on the stores' loop."""
@@ -239,7 +298,8 @@ class Handle:
         return LOOP.block(self._do, method, arguments)
 
     async def close(self) -> None:
-        """What was begun through other handles goes on.  In memory everything stays, for other handles."""
+        """What was begun through other handles goes on.  In memory everything stays, for other handles.  The last one
+        of an owner waits for uploads, as `_Opened.upload` says; cancelling it leaves them to the next owner."""
         if not self.closed:
             self.closed = True
             if self._opened is not None and self._opened.pid == os.getpid():
@@ -294,9 +354,6 @@ class Handle:
     async def _enter(self) -> None:
         opened = _opened.get(self.root)
         if opened is None:
-            rest = _away.pop(self.root, 0.0) - monotonic()
-            if rest > 0:
-                await anyio.sleep(rest)
             opened = _Opened(self.root, self.config)
             with anyio.CancelScope(shield=True):
                 await opened.start()
@@ -311,10 +368,14 @@ class Handle:
         opened, self._opened = self._opened, None
         if opened is None:
             return
-        with anyio.CancelScope(shield=True):
-            opened.users -= 1
-            if not opened.users and self.root is not None:
-                await _end(opened)
+        try:
+            if opened.users == 1:
+                await opened.upload()
+        finally:
+            with anyio.CancelScope(shield=True):
+                opened.users -= 1
+                if not opened.users and self.root is not None:
+                    await _end(opened)
 
     async def _renew(self, opened: _Opened) -> None:
         """Whoever finds its owner gone opens the store anew, for all handles."""

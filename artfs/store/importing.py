@@ -341,7 +341,7 @@ async def take_away(store: Store, serials: Sequence[Serial]) -> None:
 async def _clear(store: Store, serial: Serial) -> None:
     shard = store.shard
     shard.objects.forget(serial)
-    await shard.remote.discard_namespace(serial)
+    await shard.remote.discard_namespaces([serial])
     for kind in (IMPORTING, "prefix", "home"):
         shard.catalogue.records[kind, str(serial)] = None
     await shard.commit()

@@ -1,4 +1,4 @@
-"""The calls of the Python API on namespaces, their checkpoints and the store's sessions, checked for who makes them.
+"""The calls of the Python API on namespaces and their checkpoints, checked for who makes them.
 
 Plain functions are hot: a store's owner runs them at once in the caller's thread (see `artfs.store.handle`).  They
 raise `MustWait` where they would have to wait, and where a mount shows the store: then it must hand over what it holds
@@ -11,53 +11,53 @@ What the API keeps of a namespace beside its custom metadata is in the namespace
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeVar
 
-from anyio import to_thread
-
-from artfs.errors import DeniedError, ExistsError, InvalidError, NotFoundError
+from artfs.errors import InvalidError, NotFoundError
 from artfs.exceptions import SessionError
 from artfs.grid import check_id, parse_path, scope_dir, session_key
 from artfs.meta import Checkpoint
 from artfs.sessions import NS, Session
 from artfs.sessions.metadata import iso
-from artfs.store.file_calls import FileCalls
-from artfs.store.identity import WANTED, Identity, Who
+from artfs.store.identity import WANTED, Who
 from artfs.store.portable import shown
+from artfs.store.session_calls import Info, SessionCalls
 from artfs.types import Access, NamespaceType, Scope
 from artfs.volume.catalogue import Namespace
 from artfs.volume.volume import Volume
 from artfs.volume.waiting import MustWait, run
 
 T = TypeVar("T")
-Info = dict[str, Any]
 OWN = "artfs"
 """Reserved among the keys of a namespace's metadata.  Of all: `session`, who made it, spelled as it was made;
 `provider`, as the caller named it."""
 
 
-class NamespaceCalls(FileCalls):
+class NamespaceCalls(SessionCalls):
     """Part of `Service`."""
-
-    @property
-    def identity(self) -> Identity:
-        return Identity(self.store)
 
     async def api_ping(self, who: Who = None, sandbox: str = "") -> None:
         """Nothing: the store is open when this returns."""
 
     # what all calls stand on
     def _reached(self, id: str, who: Who, sandbox: str, wanted: Access) -> Namespace:
-        """The live namespace, if the caller may do that in it.  Errors: NotFoundError, ExpiredError, DeniedError."""
+        """The live namespace, if the caller may do that in it.  Errors: NotFoundError, ExpiredError, DeniedError;
+        InvalidError for what is no string."""
+        if not isinstance(id, str) or not id:
+            raise InvalidError(f"an id must be a string that is not empty, not {id!r}")
         namespace = self.store.catalogue.by_id.get(id)
         if namespace is None:
-            namespace = self._at_path(id) if isinstance(id, str) and "/" in id else self.store.find(str(id), sandbox)
-        self.identity.require(who, sandbox, namespace, Access.READ if namespace.sandbox != sandbox else wanted)
-        return self.store.alive(namespace)
+            namespace = self._at_path(id) if "/" in id else self.store.find(id, sandbox)
+        if namespace.sandbox != sandbox:
+            raise NotFoundError(f"Namespace not found: {id}")
+        namespace = self.store.alive(namespace)
+        self.identity.require(who, sandbox, namespace, wanted)
+        return namespace
 
     def _at_path(self, path: str) -> Namespace:
         place = parse_path(path)
@@ -141,13 +141,6 @@ class NamespaceCalls(FileCalls):
             raise InvalidError("user_id required for USER scope")
         return check_id("user", user)
 
-    def _live_session(self, sandbox: str, id: str) -> Session:
-        """Errors: SessionError."""
-        try:
-            return self.store.session(sandbox, id)
-        except NotFoundError as error:
-            raise SessionError(str(error)) from error
-
     def _session_of(self, who: Who) -> str | None:
         return None if who is None else who.get("with_session") or who.get("session")
 
@@ -160,11 +153,13 @@ class NamespaceCalls(FileCalls):
         of_user: str | None = None,
         type: str | None = None,
         scope: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
         who: Who = None,
         sandbox: str = "",
     ) -> list[Info]:
-        """In order of their making; see `list_namespaces`."""
+        """In order of their making; see `list_namespaces`.  Errors: InvalidError."""
         store = self.store
+        wanted = _custom(metadata)
         found: list[Namespace] = []
         sessions: dict[str, Session | None] = {}
         seen: dict[tuple[Scope, str | None], bool] = {}
@@ -172,6 +167,8 @@ class NamespaceCalls(FileCalls):
             if namespace.trashed is not None or namespace.sandbox != sandbox:
                 continue
             if type not in (None, namespace.type) or scope not in (None, namespace.scope):
+                continue
+            if wanted and not has_all(namespace.metadata, wanted):
                 continue
             place = namespace.scope, namespace.owner
             if place not in seen:
@@ -189,12 +186,6 @@ class NamespaceCalls(FileCalls):
                 session = sessions[namespace.owner]
             infos.append(self._info(namespace, session))
         return infos
-
-    def _maybe_session(self, sandbox: str, id: str) -> Session | None:
-        try:
-            return self.store.session(sandbox, id)
-        except NotFoundError:
-            return None
 
     def _candidates(self, sandbox: str, session: str | None, user: str | None) -> Iterable[Namespace]:
         catalogue = self.store.catalogue
@@ -261,6 +252,8 @@ class NamespaceCalls(FileCalls):
         self, id: str, name: str | None = None, description: str = "", who: Who = None, sandbox: str = ""
     ) -> Info:
         namespace = self._for("api_checkpoint", id, who, sandbox)
+        if not isinstance(description, str):
+            raise InvalidError(f"a checkpoint's description must be a string, not {description!r}")
         volume = self.store.volume(namespace)
         return _checkpoint(namespace, await self.store.checkpoint(volume, name, description))
 
@@ -282,82 +275,6 @@ class NamespaceCalls(FileCalls):
             await self.store.settle(volume)
         return [asdict(difference) for difference in await volume.diff(a, b)]
 
-    # sessions
-    def _session_rights(self, session: Session, who: Who, sandbox: str) -> Session:
-        """Errors: NotFoundError, as for one that is not there, unless it is the caller's own."""
-        if who is not None:
-            with suppress(DeniedError):
-                self.identity.require_scope(who, sandbox, Scope.SESSION, session.id, Access.READ)
-                return session
-            raise NotFoundError(f"Invalid session: there is no {session.id!r} in sandbox {sandbox!r}")
-        return session
-
-    def _own_session(self, id: str, who: Who, sandbox: str) -> Session:
-        return self._session_rights(self.store.session(sandbox, id), who, sandbox)
-
-    async def api_session_create(
-        self,
-        user: str | None = None,
-        ttl_seconds: float = 86400.0,
-        id: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        who: Who = None,
-        sandbox: str = "",
-    ) -> Info:
-        """The live session `id`, touched, if there is one.  Errors: SessionError (another user's, an id that must
-        rest), DeniedError for a session of somebody else."""
-        if who is not None and not who.get("admin"):
-            principal = self.identity.principal(who, sandbox)
-            mine = principal.user
-            if mine is None and principal.session is not None:
-                mine = self.identity.owner(sandbox, principal.session)
-            user = user if user is not None else mine
-            if user != mine or user is None:
-                raise DeniedError("Access denied: sessions are made for oneself")
-        if id is not None:
-            found = self._maybe_session(sandbox, id)
-            if found is not None:
-                if user is not None and found.user not in (None, user):
-                    raise SessionError(f"session {id!r} belongs to another user")
-                return _session(await to_thread.run_sync(self.store.sessions.validate, sandbox, id))
-        try:
-            made = await self.store.create_session(sandbox, user, ttl=ttl_seconds, id=id, metadata=metadata)
-        except ExistsError as error:
-            raise SessionError(str(error)) from error
-        return _session(made)
-
-    async def api_session_validate(self, id: str, who: Who = None, sandbox: str = "") -> Info:
-        self._own_session(id, who, sandbox)
-        return _session(await to_thread.run_sync(self.store.sessions.validate, sandbox, id))
-
-    def api_session_info(self, id: str, who: Who = None, sandbox: str = "") -> Info:
-        return _session(self._own_session(id, who, sandbox))
-
-    async def api_session_update(
-        self, id: str, metadata: Mapping[str, Any], merge: bool = True, who: Who = None, sandbox: str = ""
-    ) -> Info:
-        session = self._own_session(id, who, sandbox)
-        if not merge:
-            raise InvalidError("a store's sessions merge their metadata, they do not replace it: leave merge out")
-        if not metadata:
-            return _session(session)
-        return _session(await to_thread.run_sync(self.store.sessions.update, sandbox, id, metadata))
-
-    async def api_session_extend(self, id: str, seconds: float, who: Who = None, sandbox: str = "") -> Info:
-        self._own_session(id, who, sandbox)
-        return _session(await to_thread.run_sync(self.store.sessions.extend, sandbox, id, seconds))
-
-    async def api_session_delete(self, id: str, who: Who = None, sandbox: str = "") -> Info:
-        session = self._own_session(id, who, sandbox)
-        await self.store.delete_session(sandbox, id)
-        return _session(session)
-
-    async def api_cleanup(self, who: Who = None, sandbox: str = "") -> int:
-        """Delete what has expired; how many sessions and namespaces."""
-        if who is not None and not who.get("admin"):
-            raise DeniedError("Access denied: only an admin cleans a store up")
-        return await self.store.reap()
-
 
 def _custom(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
     """Errors: InvalidError for the reserved key, and for what is no JSON object."""
@@ -367,6 +284,10 @@ def _custom(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
         raise InvalidError("metadata is a mapping with strings as keys")
     if OWN in metadata:
         raise InvalidError(f"metadata: the key {OWN!r} is reserved")
+    try:
+        json.dumps(dict(metadata), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidError(f"metadata must be JSON: {error}") from None
     return dict(metadata)
 
 
@@ -381,15 +302,9 @@ def _checkpoint(namespace: Namespace, checkpoint: Checkpoint) -> Info:
     }
 
 
-def _session(session: Session) -> Info:
-    return {
-        "session_id": session.id,
-        "sandbox_id": session.sandbox,
-        "user_id": session.user,
-        "created_at": iso(session.created_ns),
-        "expires_at": iso(session.expires_ns),
-        "last_accessed": iso(session.last_accessed_ns),
-        "ttl_hours": (session.expires_ns - session.created_ns) / NS / 3600,
-        "status": str(session.status),
-        "metadata": dict(session.metadata),
-    }
+def has_all(metadata: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether its keys have exactly these values, as JSON: a number is no boolean."""
+    return all(
+        key in metadata and metadata[key] == value and isinstance(metadata[key], bool) == isinstance(value, bool)
+        for key, value in wanted.items()
+    )

@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 
 from artfs.errors import InvalidError
 from artfs.grid import parse_path
+from artfs.objects import Capabilities, Home
 from artfs.store.file_calls import FileCalls
 from artfs.store.importing import import_
 from artfs.store.portable import export
@@ -68,7 +69,7 @@ class ObjectCalls(FileCalls):
     async def cache_status(self) -> dict[str, Any]:
         """Sizes are bytes.  `copies` of what providers have, and what is `waiting` for them, share `limit`; `low` and
         `high`: marks in bytes; `providers`: their URLs (empty: the store's own directory), with how many namespaces
-        live there."""
+        live there, and what they can do (see `artfs.objects.Capabilities`)."""
         store, settings = self.store, self.store.settings
         return {
             **asdict(store.shard.remote.statistics()),
@@ -85,16 +86,25 @@ class ObjectCalls(FileCalls):
         return {"bytes": await self.store.shard.remote.drop(serials)}
 
     def _waiting(self) -> dict[str, Any]:
-        return asdict(self.store.shard.remote.waiting())
+        waiting = asdict(self.store.shard.remote.waiting())
+        return {**waiting, "providers": list(waiting["providers"])}
 
     def _saved(self) -> dict[str, Any] | None:
-        saver = self.store.saver
-        saved = None if saver is None else saver.last
-        return None if saved is None else asdict(saved)
+        """Of the newest copy of the metadata; `moment` None: none was made from here; `trouble`: why the last attempt
+        failed.  None: this store saves nowhere."""
+        if self.store.saver is None:
+            return None
+        saved = self.store.saver.statistics()
+        return {"moment": saved.moment or None, "sequence": saved.sequence, "trouble": saved.trouble}
 
     def _providers(self) -> list[dict[str, Any]]:
         count = Counter(namespace.provider for namespace in self.store.catalogue.by_serial.values())
-        return [{"url": url, "namespaces": number} for url, number in sorted(count.items())]
+        get = self.store.shard.remote.providers.get
+        own = Capabilities(adopts=True, durable=self.store.root is not None)
+        return [
+            {"url": url, "namespaces": number, **asdict(get(Home(url)).capabilities if url else own)}
+            for url, number in sorted(count.items())
+        ]
 
     @contextmanager
     def _job(self, call: str) -> Iterator[Job]:

@@ -13,6 +13,7 @@ from anyio import to_thread
 from artfs.meta.memory import MemoryEngine
 from artfs.meta.sqlite import SqliteEngine
 from artfs.objects import Home
+from artfs.objects.held import HeldObjects
 from artfs.objects.local import LocalObjects
 from artfs.objects.providers import OpenProviders
 from artfs.sessions.memory import MemorySessions
@@ -23,6 +24,10 @@ from artfs.volume.journal import Journal, NoJournal, TimedJournal
 from artfs.volume.lock import Lock
 from artfs.volume.saving import Saver
 from artfs.volume.shard import Shard
+
+MEMORY_COMMIT = 0.1
+"""Seconds between commits of a store in memory: no fsync is saved by waiting, and what a checkpoint or a restore has to
+commit first is little."""
 
 
 @asynccontextmanager
@@ -92,6 +97,7 @@ def _saver(store: Store, providers: OpenProviders) -> Saver | None:
     saver.ready = partial(store.use_provider, Home(url))
     shard.remote.allowed = saver.allowed
     store.collector.save = saver.save
+    store.collector.between_saves = saver.between
     return saver
 
 
@@ -106,7 +112,7 @@ def _sync_names(root: Path) -> None:
 @asynccontextmanager
 async def memory_store(settings: Settings | None = None) -> AsyncIterator[Store]:
     """A store that ends with this context."""
-    settings = settings or Settings.model_validate({})
-    shard = Shard(MemoryEngine(), NoJournal(), LocalObjects(None), settings)
+    settings = settings or Settings(commit_interval=MEMORY_COMMIT)
+    shard = Shard(MemoryEngine(), NoJournal(), HeldObjects(), settings)
     async with running(Store(None, shard, MemorySessions(), settings)) as store:
         yield store

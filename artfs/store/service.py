@@ -15,7 +15,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
@@ -40,6 +40,7 @@ from artfs.store.store import Store
 from artfs.store.virtual_calls import VirtualCalls
 from artfs.types import NamespaceType, Scope
 from artfs.volume.catalogue import Namespace
+from artfs.volume.lock import Claim, is_claimed
 from artfs.volume.volume import Volume
 from artfs.volume.waiting import run
 
@@ -84,6 +85,8 @@ async def _enter(stack: AsyncExitStack, root: Path, role: str) -> Caller:
     limit = monotonic() + PATIENCE
     while True:
         try:
+            if monotonic() < limit and is_claimed(root):
+                raise BusyError(f"the store {root} is left to a mount that waits for it")
             store = await stack.enter_async_context(open_store(root, role))
             break
         except DeniedError:  # which is a PermissionError, too: a provider's
@@ -106,17 +109,23 @@ async def _enter(stack: AsyncExitStack, root: Path, role: str) -> Caller:
 
 @asynccontextmanager
 async def own_store(root: Path, role: str) -> AsyncIterator[Store]:
-    """The store, owned by this process: a Python program that has it lets it go.  Errors: as `open_store`."""
+    """The store, owned by this process: a Python program that has it lets it go, and no other one comes in between.
+    Errors: as `open_store`."""
     limit = monotonic() + PATIENCE
     async with AsyncExitStack() as stack:
-        while True:
-            try:
-                store = await stack.enter_async_context(open_store(root, role))
-                break
-            except BusyError:
-                if monotonic() > limit or not await _ask_for(root):
-                    raise
-                await anyio.sleep(RETRY)
+        with ExitStack() as claiming:
+            claimed = False
+            while True:
+                try:
+                    store = await stack.enter_async_context(open_store(root, role))
+                    break
+                except BusyError:
+                    if not claimed:
+                        claiming.callback(Claim(root).close)
+                        claimed = True
+                    if monotonic() > limit or not await _ask_for(root):
+                        raise
+                    await anyio.sleep(RETRY)
         yield store
 
 
@@ -162,6 +171,11 @@ class Service(ArtifactTransfers, VirtualCalls, NamespaceCalls, ObjectCalls):
     def __init__(self, store: Store, role: str = "") -> None:
         super().__init__(store)
         self.role = role
+        self._comes_back = False
+
+    def is_missed(self) -> bool:
+        """Whether its client needs this connection: something is open, or it would not connect again by itself."""
+        return bool(self.pending()) or not self._comes_back
 
     async def call(self, method: str, /, **arguments: Any) -> Any:
         """Errors: InvalidError for an unknown method or argument; ArtfsError as the method."""
@@ -172,6 +186,7 @@ class Service(ArtifactTransfers, VirtualCalls, NamespaceCalls, ObjectCalls):
             inspect.signature(function).bind(**arguments)
         except TypeError as error:
             raise InvalidError(f"{method}: {error}") from None
+        self._comes_back = method.startswith("api_")  # as programs do (see `artfs.store.handle`)
         with anyio.CancelScope(shield=method not in FREE):
             if inspect.iscoroutinefunction(function):
                 return await function(**arguments)
@@ -325,7 +340,7 @@ class Service(ArtifactTransfers, VirtualCalls, NamespaceCalls, ObjectCalls):
 
     async def status(self) -> dict[str, Any]:
         """`trouble`: why commits fail at present; `failure`: why the store takes no more changes.  Empty if
-        all is well."""
+        all is well.  `missing`: providers that cannot be used at present, with the reason."""
         store = self.store
         statistics = asdict(store.shard.statistics())
         trouble, failure = statistics.pop("trouble"), statistics.pop("failure")
@@ -339,6 +354,7 @@ class Service(ArtifactTransfers, VirtualCalls, NamespaceCalls, ObjectCalls):
             "trouble": trouble,
             "failure": failure,
             "provider": store.settings.provider,
+            "missing": {home.provider: str(error) for home, error in store.missing.items()},
             "waiting": self._waiting(),
             "saved": self._saved(),
             "jobs": [asdict(job) for job in JOBS.get(store, [])],

@@ -56,25 +56,47 @@ class Calls(Protocol):
 
     async def call(self, method: str, /, **arguments: Any) -> Any: ...
 
+    def is_missed(self) -> bool:
+        """Whether the connection's end between two calls would be noticed by more than the next one."""
+
     async def aclose(self) -> None: ...
 
 
 # the owner's side
 class Server:
-    """What is being served; `serve` makes it."""
+    """What is being served; `serve` makes it.  `waiting`: for the next call, by connection."""
 
     def __init__(self) -> None:
         self.connections = 0
         self.accepting = anyio.CancelScope()
+        self.waiting: dict[Calls, anyio.CancelScope] = {}
+        self.draining = False
         self._idle = anyio.Event()
 
     async def drain(self, seconds: float) -> None:
-        """Take no more connections, and wait that long for those that there are to end by themselves."""
+        """Take no more connections, end those that nobody misses when they are between two calls, and wait that long
+        for the others to end by themselves."""
         self.accepting.cancel()
+        self.draining = True
+        for calls, scope in self.waiting.items():
+            if not calls.is_missed():
+                scope.cancel()
         with anyio.move_on_after(seconds):
             while self.connections:
                 self._idle = anyio.Event()
                 await self._idle.wait()
+
+    async def next(self, frames: Frames, calls: Calls) -> tuple[dict[str, Any], bytes] | None:
+        """The next call; None: the connection is to end.  Errors: as `Frames.read`."""
+        if self.draining and not calls.is_missed():
+            return None
+        with anyio.CancelScope() as scope:
+            self.waiting[calls] = scope
+            try:
+                return await frames.read()
+            finally:
+                del self.waiting[calls]
+        return None
 
     def entered(self) -> None:
         self.connections += 1
@@ -111,7 +133,7 @@ async def serve(
                     try:
                         async with stream:
                             try:
-                                await _converse(stream, allowed, open_calls)
+                                await _converse(stream, allowed, open_calls, server)
                             finally:
                                 let_go(fd)
                     except Exception:
@@ -143,7 +165,7 @@ def _remove(folder: int) -> None:
         os.unlink(NAME, dir_fd=folder)
 
 
-async def _converse(stream: SocketStream, allowed: set[int], open_calls: Callable[[], Calls]) -> None:
+async def _converse(stream: SocketStream, allowed: set[int], open_calls: Callable[[], Calls], server: Server) -> None:
     frames = Frames(stream, REQUEST_MAX)
     try:
         uid = _peer(stream)[1]
@@ -155,20 +177,24 @@ async def _converse(stream: SocketStream, allowed: set[int], open_calls: Callabl
             return
         calls = open_calls()
         try:
-            while True:
-                document, data = await frames.read()
-                await _answer(stream, calls, document, data)
+            while (request := await server.next(frames, calls)) is not None:
+                await _answer(stream, calls, *request)
+            await _say_goodbye(stream)
         except InvalidError as error:  # what follows cannot be told apart
             await stream.send(encode({"id": 0, "error": pack_error(error)}))
         except anyio.get_cancelled_exc_class():
-            with anyio.move_on_after(ALIVE, shield=True), suppress(*GONE):
-                await stream.send(encode({"bye": f"process {os.getpid()} owns the store no longer"}))
+            await _say_goodbye(stream)
             raise
         finally:
             with anyio.CancelScope(shield=True):
                 await calls.aclose()
     except GONE:
         return
+
+
+async def _say_goodbye(stream: SocketStream) -> None:
+    with anyio.move_on_after(ALIVE, shield=True), suppress(*GONE):
+        await stream.send(encode({"bye": f"process {os.getpid()} owns the store no longer"}))
 
 
 async def _answer(stream: SocketStream, calls: Calls, document: dict[str, Any], data: bytes) -> None:
@@ -309,8 +335,8 @@ class Client:
     def _message(self, method: str, arguments: dict[str, Any]) -> bytes:
         """Errors: InvalidError if it is too long."""
         self._count += 1
-        plain = {name: value for name, value in arguments.items() if not isinstance(value, bytes)}
-        data = {name: value for name, value in arguments.items() if isinstance(value, bytes)}
+        plain = {name: value for name, value in arguments.items() if not isinstance(value, bytes | memoryview)}
+        data = {name: value for name, value in arguments.items() if isinstance(value, bytes | memoryview)}
         document = {
             "id": self._count,
             "call": method,

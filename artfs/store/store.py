@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
+from stat import S_ISGID
 from time import time_ns
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -31,14 +33,14 @@ from anyio import to_thread
 
 from artfs import access as rules
 from artfs.blocks import Chunk
-from artfs.errors import ArtfsError, DeniedError, ExpiredError, InvalidError, NotFoundError, UnavailableError
+from artfs.errors import ArtfsError, DeniedError, ExpiredError, InvalidError, NotFoundError
 from artfs.grid import check_id, check_namespace_name, owner_key, parse_scope_dir, scope_dir, session_key
 from artfs.meta import Checkpoint
-from artfs.objects import CODECS, Home
 from artfs.objects.remote import Progress, Waiting
-from artfs.sessions import Session, SessionStore, Status
-from artfs.settings import Identity, Settings
+from artfs.sessions import Session, SessionStore
+from artfs.settings import Settings
 from artfs.store.blobs import Blobs
+from artfs.store.homes import Homes
 from artfs.store.noting import note
 from artfs.store.surface import Surface
 from artfs.types import Access, NamespaceType, Principal, Scope, Serial
@@ -46,14 +48,16 @@ from artfs.volume.catalogue import MAKING, Namespace
 from artfs.volume.gc import Collector, Gc
 from artfs.volume.inodes import now as coarse_now
 from artfs.volume.node import Node
+from artfs.volume.postings import OWN
 from artfs.volume.rows import HEAD_KEY, Head
 from artfs.volume.shard import Shard
 from artfs.volume.tree import Tree
-from artfs.volume.volume import Volume
+from artfs.volume.volume import Volume, destroy_all
 from artfs.volume.waiting import MustWait, run
 
 if TYPE_CHECKING:
-    from artfs.volume.saving import Saver
+    from artfs.volume.postings import OWN
+from artfs.volume.saving import Saver
 
 log = logging.getLogger(__name__)
 
@@ -65,35 +69,34 @@ are known as expired."""
 EXPIRED_KEPT = 24 * 3600 * 10**9
 REAP_INTERVAL = 1.0
 """Seconds between looks at what expires, at most; nearer expiries are waited for exactly."""
+REAP_PAUSE = 0.01
+"""Seconds between two of them at least, so that what expires shortly one after another goes together."""
+REAPED_AT_ONCE = 256
+"""Namespaces of one transaction."""
 DRAIN_RETRY = 1.0
 """Seconds between attempts of a drain."""
 NS_PER_S = 10**9
 
 
-class Store:
+class Store(Homes):
     """REQUIRES: all calls on the loop that opened it.
 
     `on_asked`: somebody else wants the store; whether it will be let go.  `connections`: how many clients there are."""
 
     def __init__(self, root: Path | None, shard: Shard, sessions: SessionStore, settings: Settings) -> None:
-        self.root = root
-        self.shard = shard
-        self.catalogue = shard.catalogue
+        super().__init__(root, shard, settings)
         self.sessions = sessions
-        self.settings = settings
         self.surfaces: list[Surface] = []
         self.on_asked: Callable[[], bool] = lambda: False
         self.connections: Callable[[], int] = lambda: 0
         self.volumes: dict[Serial, Volume] = {}
         self.recovered = 0
-        self.identity: Identity | None = None
-        self.generation = int(shard.engine.record("counter", "generation") or 0)
         self.saver: Saver | None = None
-        self._used: set[Home] = set()
         self.blobs = Blobs(self)
         self.collector = Collector(shard, pinned=self.blobs.pinned, views=lambda: shard.views, save=None)
         shard.remote.keep_numbers = self.collector.keep_numbers
-        self.expired_ids = {id: int(until) for id, until in shard.engine.records(EXPIRED).items()}
+        expired = [(int(until), id) for id, until in shard.engine.records(EXPIRED).items()]
+        self.expired_ids = {id: until for until, id in sorted(expired)}  # the first to be forgotten comes first
         self.unfinished: set[Serial] = set()
         self._ids = os.getuid(), os.getgid()
         shard.on_commit = shard.on_close = partial(note, self)
@@ -179,7 +182,11 @@ class Store:
             provider=home.provider if home is not None else "",
             codec=home.codec if home is not None else "",
         )
-        self.shard.create(namespace, mode & ~settings.umask, data)
+        mode &= ~settings.umask
+        if self.shard.is_small(namespace, data) and not making and not mode & S_ISGID:
+            self.shard.create_blob(namespace, mode, data)
+        else:
+            self.shard.create(namespace, mode, data)
         if making:
             self.unfinished.add(serial)
         return namespace
@@ -191,69 +198,14 @@ class Store:
         self.shard.update(replace(namespace, trashed=None))
         self.unfinished.discard(namespace.serial)
 
-    def home_for(self, scope: Scope, type: NamespaceType, provider: str | None, compression: str | None) -> Home | None:
-        settings = self.settings
-        url = settings.providers.get(scope, settings.provider) if provider is None else provider
-        if not url:
-            return None
-        if self.root is None:
-            raise InvalidError(f"a store in memory keeps its bytes there; open one with a root to use {url}")
-        compression = settings.compression if compression is None else compression
-        if type is NamespaceType.BLOB:
-            compression = ""
-        codec = "+".join(filter(None, (compression, "aes" if settings.encryption_key else "")))
-        if codec not in CODECS:
-            raise InvalidError(f"there is no compression {compression!r}; use zstd, or leave it out")
-        return Home(self.shard.remote.providers.canonical(url), codec)
-
     async def attach(self) -> None:
-        """Look at the providers that this store uses, at its start.  One that does not answer is left for later: what
-        is cached can be read, and what is written waits.  Namespaces of a provider that has not outlived the last
-        process are gone.  Errors: as `use_provider`, of the providers that the settings name; others are only missed by
-        their own namespaces."""
-        homes = {namespace.home for namespace in self.catalogue.by_serial.values() if namespace.home is not None}
-        found = {self.home_for(scope, NamespaceType.BLOB, None, None) for scope in Scope}
-        chosen = {home for home in found if home is not None}
-        for home in sorted(homes | chosen, key=lambda home: (home.provider, home.codec)):
-            try:
-                await self.use_provider(home)
-            except ArtfsError as error:
-                if home in chosen and not isinstance(error, UnavailableError):
-                    raise
-                log.warning("%s; going on without it", error)
-        for namespace in list(self.catalogue.by_serial.values()):
-            own = namespace.home
-            if own is not None and own in self._used and not self.shard.remote.providers.get(own).capabilities.durable:
-                await self._reap_namespace(namespace)
-
-    def _know_key(self) -> None:
-        """Errors: DeniedError if `encryption_key` leads to another key than before; as `load_key`."""
-        found = self.shard.remote.providers.key_id()
-        known = self.shard.engine.record("key", "id")
-        if known is None:
-            self.catalogue.records["key", "id"] = found
-        elif known != found:
-            raise DeniedError(
-                f"objects of this store are encrypted with key {known}, but encryption_key leads to {found}: "
-                "set it to where the right one is"
-            )
-
-    async def use_provider(self, home: Home) -> None:
-        """See that the provider is there, that it is ours, and that we may use it; once.  Errors: `Provider.check`,
-        InvalidError and BusyError if its place belongs to another store."""
-        if home in self._used:
-            return
-        plain = self.shard.remote.providers.get(Home(home.provider))
-        if "aes" in home.codec:
-            self._know_key()
-        if Home(home.provider) not in self._used:
-            await plain.check()
-            if self.identity is not None and plain.capabilities.durable:
-                from artfs.objects.marker import claim
-
-                await claim(plain, self.identity.uuid, self.generation)
-            self._used.add(Home(home.provider))
-        self._used.add(home)
+        """Look at the providers that this store uses, at its start.  One that does not answer is `missing`, and looked
+        for again: what is cached can be read, and what is written waits.  Namespaces of a provider that has not
+        outlived the last process are gone.  Errors: as `use_provider`, of the providers that the settings name; others
+        are only missed by their own namespaces."""
+        await self.look_at_all()
+        namespaces = self.catalogue.by_serial.values()
+        await self.reap_all([each for each in namespaces if each.home is not None and not self.outlives(each.home)])
 
     def volume(self, namespace: Namespace) -> Volume:
         """Errors: NotFoundError, ExpiredError."""
@@ -288,7 +240,10 @@ class Store:
             raise ExpiredError(f"{namespace.grid_path} has expired")
         if current.scope is Scope.SESSION:
             assert current.owner is not None
-            self.session(current.sandbox, current.owner)
+            try:
+                self.session(current.sandbox, current.owner)
+            except NotFoundError as error:
+                raise ExpiredError(f"{namespace.grid_path} has expired with its session: {error}") from error
         return current
 
     def namespace_at(self, sandbox: str, folder: str, entry: str) -> Namespace:
@@ -319,9 +274,23 @@ class Store:
                 trashed = await self._destroy(current, for_good)
         return trashed
 
-    async def _reap_namespace(self, namespace: Namespace) -> None:
-        with suppress(NotFoundError):  # somebody was faster
-            await self.destroy_namespace(namespace, for_good=True)
+    async def reap_all(self, namespaces: Iterable[Namespace]) -> None:
+        """Delete those of them that are still there for good, many at a time.  Errors: FsError; as the engine."""
+        left = list({namespace.serial: namespace for namespace in namespaces}.values())
+        for at in range(0, len(left), REAPED_AT_ONCE):
+            async with self._naming:
+                found = (self.catalogue.by_serial.get(namespace.serial) for namespace in left[at : at + REAPED_AT_ONCE])
+                here = [namespace for namespace in found if namespace is not None]
+                with anyio.CancelScope(shield=True):
+                    gone = await destroy_all(self.shard, here)
+                    for namespace in here:
+                        await self._gone(namespace, gone[namespace.serial])
+
+    async def _gone(self, namespace: Namespace, nodes: list[Node]) -> None:
+        self.volumes.pop(namespace.serial, None)
+        self.unfinished.discard(namespace.serial)
+        await self._tell_gone(namespace, nodes)
+        self.collector.kick()
 
     async def _destroy(self, namespace: Namespace, for_good: bool) -> bool:
         volume = Volume(self.shard, namespace)
@@ -332,11 +301,7 @@ class Store:
             self.volumes.pop(tree.serial, None)
             await self._tell_gone(namespace, nodes)
             return True
-        nodes = await volume.destroy()
-        self.volumes.pop(namespace.serial, None)
-        self.unfinished.discard(namespace.serial)
-        await self._tell_gone(namespace, nodes)
-        self.collector.kick()
+        await self._gone(namespace, await volume.destroy())
         return False
 
     async def undelete_namespace(self, id: str) -> Namespace:
@@ -451,16 +416,21 @@ class Store:
 
     async def drain(self, progress: Progress | None = None) -> Waiting:
         """`sync` for as long as `drain_limit`; returns what is left, which the next owner uploads."""
-        remote = self.shard.remote
-        with anyio.move_on_after(self.settings.drain_limit):
-            while True:
-                try:
-                    await self.sync(progress=progress)
-                    break
-                except (ArtfsError, OSError) as error:
-                    log.warning("%s", error)
-                    await anyio.sleep(DRAIN_RETRY)
-        return remote.waiting()
+        limit = self.settings.drain_limit
+        done = False
+        try:
+            with anyio.move_on_after(limit):
+                while not done:
+                    try:
+                        await self.sync(progress=progress)
+                        done = True
+                    except (ArtfsError, OSError) as error:
+                        log.warning("%s", error)
+                        await anyio.sleep(DRAIN_RETRY)
+        finally:
+            if not done and self.saver is not None:
+                self.saver.give_up(f"it was not done within {limit:g} s, or told to end")
+        return self.shard.remote.waiting()
 
     async def warm_up(
         self, namespace: Namespace, path: bytes = b"", progress: Progress | None = None
@@ -519,12 +489,11 @@ class Store:
 
     async def _reap_session(self, session: Session) -> None:
         folder = scope_dir(Scope.SESSION, session.id)
-        for namespace in list(self.catalogue.entries(session.sandbox, folder).values()):
-            if session.status is Status.EXPIRED:
-                self._remember_expired(namespace)
-            await self._reap_namespace(namespace)
-        for namespace in [n for n in self.catalogue.trash() if n.place == (session.sandbox, folder)]:
-            await self._reap_namespace(namespace)
+        namespaces = list(self.catalogue.entries(session.sandbox, folder).values())
+        for namespace in namespaces:
+            self._remember_expired(namespace)
+        thrown = [namespace for namespace in self.catalogue.trash() if namespace.place == (session.sandbox, folder)]
+        await self.reap_all([*namespaces, *thrown])
         await to_thread.run_sync(self.sessions.reaped, session.sandbox, session.id)
         for surface in self.surfaces:
             await surface.scope_changed(session.sandbox, folder)
@@ -581,30 +550,28 @@ class Store:
         for session in await to_thread.run_sync(self.sessions.expire_due):
             await self._reap_session(session)
             count += 1
-        expired = self.catalogue.expired(now)
-        while expired:
+        while expired := self.catalogue.expired(now, REAPED_AT_ONCE):
             try:
-                if expired[-1].trashed is None:
-                    self._remember_expired(expired[-1])
-                await self._reap_namespace(expired[-1])
+                for namespace in expired:
+                    if namespace.trashed is None:
+                        self._remember_expired(namespace)
+                await self.reap_all(expired)
             except BaseException:
                 for namespace in expired:
                     self.catalogue.remind(namespace)
                 raise
-            expired.pop()
-            count += 1
-        for namespace in [n for n in self.catalogue.trash() if (n.trashed or 0) + TRASH_KEPT <= now]:
-            await self._reap_namespace(namespace)
-            count += 1
-        for namespace in [n for n in self.catalogue.making() if n.serial not in self.unfinished]:
-            await self._reap_namespace(namespace)
-        for key in [key for key, until in self.expired_ids.items() if until <= now]:
+            count += len(expired)
+        old = [namespace for namespace in self.catalogue.trash() if (namespace.trashed or 0) + TRASH_KEPT <= now]
+        unmade = [namespace for namespace in self.catalogue.making() if namespace.serial not in self.unfinished]
+        await self.reap_all([*old, *unmade])
+        for key in list(takewhile(lambda key: self.expired_ids[key] <= now, self.expired_ids)):
             del self.expired_ids[key]
             self.catalogue.records[EXPIRED, key] = None
-        return count
+        return count + len(old)
 
     def _remember_expired(self, namespace: Namespace) -> None:
         key = expired_key(namespace.sandbox, namespace.id)
+        self.expired_ids.pop(key, None)
         until = self.expired_ids[key] = time_ns() + EXPIRED_KEPT
         self.catalogue.records[EXPIRED, key] = str(until)
 
@@ -615,6 +582,7 @@ class Store:
             tasks.start_soon(self.shard.remote.run)
             tasks.start_soon(self.collector.run)
             tasks.start_soon(self.blobs.run)
+            tasks.start_soon(self.look_again)
             if self.saver is not None:
                 tasks.start_soon(self.saver.run)
             while True:
@@ -630,7 +598,7 @@ class Store:
         if session is not None:
             due.append(session)
         wait = (min(due) - time_ns()) / NS_PER_S if due else REAP_INTERVAL
-        await anyio.sleep(min(max(wait, 0.001), REAP_INTERVAL))
+        await anyio.sleep(min(max(wait, REAP_PAUSE), REAP_INTERVAL))
 
     async def _tell_grid(self, namespace: Namespace) -> None:
         for surface in self.surfaces:
@@ -650,12 +618,14 @@ class Store:
         tree = self.shard.trees.get(namespace.serial)
         if tree is not None:
             return tree.used_bytes, tree.used_inodes
-        value = self.shard.engine.get(namespace.serial, HEAD_KEY)
+        rows = self.shard.on_the_way(namespace.serial)
+        value = rows[HEAD_KEY] if rows else self.shard.engine.get(namespace.serial, HEAD_KEY)
         head = Head.unpack(value) if value is not None else None
         return (head.used_bytes, head.used_inodes) if head else (0, 0)
 
     def describe(self, namespace: Namespace) -> dict[str, Any]:
-        """The namespace as JSON, as `artfs ns info` and the mount show it."""
+        """The namespace as JSON, as `artfs ns info` and the mount show it.  `about`: what the Python API
+        knows of it."""
         tree = self.shard.glance(namespace)
         return {
             "id": namespace.id,
@@ -671,7 +641,8 @@ class Store:
             "inodes": tree.used_inodes,
             "checkpoints": len([c for c in tree.checkpoints if not c.name.startswith("~")]),
             "block_size": namespace.block_size,
-            "metadata": namespace.metadata,
+            "metadata": {key: value for key, value in namespace.metadata.items() if key != OWN},
+            "about": namespace.metadata.get(OWN, {}),
             "provider": namespace.provider,
             "codec": namespace.codec,
             "root": str(self.root) if self.root else None,

@@ -1,8 +1,9 @@
 """What the calls of the Python API on files stand on: paths, trees under mounts, and one step of each kind.
 
 Paths are absolute within the namespace, as `os.fsdecode` puts their bytes; `path` None is a BLOB's own file.  Through
-these calls a BLOB takes other files beside `_data`, too.  `.workspace` of a WORKSPACE and `_meta.json` of a BLOB are
-virtual: they can be read.  See `namespace_calls` for plain functions, `who` and `sandbox`.
+these calls a BLOB takes other files beside `_data`, too.  What has a name of `VIRTUAL` in the root of a namespace can
+be read, and nothing else: nothing of that name is made there, by whatever path.  See `namespace_calls` for plain
+functions, `who` and `sandbox`.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ from stat import S_IFREG
 from typing import Any, TypeVar
 
 from artfs.errors import ArtfsError, FsError, InvalidError
+from artfs.store.artifact_rules import check_mime
 from artfs.store.namespace_calls import NamespaceCalls
 from artfs.types import NamespaceType
 from artfs.vfs import Files, Writing
-from artfs.vfs.files import CHECKPOINTS
+from artfs.vfs.files import CHECKPOINTS, LISTED, META_FILE, VIRTUAL
 from artfs.vfs.stat import path_error
 from artfs.vfs.walk import Spot, found, parts_of, walk
 from artfs.volume.attributes import META
 from artfs.volume.catalogue import Namespace
+from artfs.volume.inodes import ROOT
 from artfs.volume.node import Node
 from artfs.volume.tree import BLOB_DATA, Tree
 from artfs.volume.waiting import MustWait, run
@@ -32,7 +35,6 @@ from artfs.volume.waiting import MustWait, run
 T = TypeVar("T")
 Names = list[tuple[Node, bytes]]
 MIME = b"user.mime_type"
-VIRTUAL = {NamespaceType.WORKSPACE: ".workspace", NamespaceType.BLOB: "_meta.json"}
 METADATA_MAX = 65536
 """Bytes of a file's custom metadata as JSON."""
 
@@ -99,7 +101,7 @@ class TreeCalls(NamespaceCalls):
     def _changing(self, namespace: Namespace, work: Callable[[Tree, Names], T], path: bytes, large: bool = False) -> T:
         """`work`, which puts the names that it changes into a list; mounts are told of them."""
         try:
-            self._changeable(namespace, path, VIRTUAL[namespace.type].encode())
+            self._changeable(namespace, path)
         except FsError as error:
             raise self._named(namespace, path, error) from error
         tree = self.store.shard.glance(namespace)
@@ -110,12 +112,27 @@ class TreeCalls(NamespaceCalls):
         except FsError as error:
             raise self._named(namespace, path, error) from error
 
-    def _changeable(self, namespace: Namespace, path: bytes, virtual: bytes) -> None:
+    def _changeable(self, namespace: Namespace, path: bytes) -> None:
         """Errors: FsError EROFS, EPERM for what belongs to checkpoints, or is virtual."""
-        if virtual in path or CHECKPOINTS in path:
+        if CHECKPOINTS in path or LISTED in path or META_FILE in path:
             parts = parts_of(path)
-            if parts[:1] == [CHECKPOINTS] or parts == [virtual]:
+            if parts[:1] == [CHECKPOINTS]:
                 raise FsError(errno.EROFS if parts[1:] else errno.EPERM)
+            if parts[0] in VIRTUAL[namespace.type]:
+                raise FsError(errno.EPERM)
+
+    def _virtual_at(self, namespace: Namespace, path: bytes) -> bytes | None:
+        """What a virtual file holds; None: the path names none."""
+        if LISTED in path or META_FILE in path:
+            parts = parts_of(path)
+            if len(parts) == 1 and parts[0] in VIRTUAL[namespace.type]:
+                return json.dumps(self.store.describe(namespace), indent=2).encode() + b"\n"
+        return None
+
+    def _free(self, namespace: Namespace, folder: Node, name: bytes) -> None:
+        """Errors: FsError EPERM if a symlink, or a move into a directory, led to the name of a virtual file."""
+        if folder.ino == ROOT and name in VIRTUAL[namespace.type]:
+            raise FsError(errno.EPERM)
 
     async def _change_later(self, namespace: Namespace, work: Callable[[Tree, Names], T], path: bytes) -> T:
         names: Names = []
@@ -134,19 +151,22 @@ class TreeCalls(NamespaceCalls):
     def _spot(self, tree: Tree, namespace: Namespace, path: bytes, names: Names, follow: bool = True) -> Spot:
         """Where a path ends, with the directories that it lacks made."""
         try:
-            return walk(tree, path, follow)
+            spot = walk(tree, path, follow)
         except FsError as error:
             if error.errno != errno.ENOENT:
                 raise
-        parts = parts_of(path)
-        for count in range(1, len(parts)):
-            self._folder(tree, namespace, b"/".join(parts[:count]), names)
-        return walk(tree, path, follow)
+            parts = parts_of(path)
+            for count in range(1, len(parts)):
+                self._folder(tree, namespace, b"/".join(parts[:count]), names)
+            spot = walk(tree, path, follow)
+        self._free(namespace, spot.folder, spot.name)
+        return spot
 
     def _folder(self, tree: Tree, namespace: Namespace, path: bytes, names: Names) -> None:
         """The directory, made if there is none."""
         spot = walk(tree, path)
         if spot.node is None:
+            self._free(namespace, spot.folder, spot.name)
             with unsealed(tree):
                 mode = 0o777 & ~namespace.umask
                 tree.mkdir(spot.folder, spot.name, mode, namespace.uid, namespace.gid)
@@ -180,9 +200,6 @@ class TreeCalls(NamespaceCalls):
         names.append((folder, name))
         self._trim(tree)
 
-    def _virtual(self, namespace: Namespace) -> bytes:
-        return json.dumps(self.store.describe(namespace), indent=2).encode() + b"\n"
-
 
 def begun(files: Files, folder: Node, name: bytes, old: Node | None) -> Writing:
     """`Files.begin_at`, for any name in a BLOB."""
@@ -201,9 +218,7 @@ def attributes_of(mime: str | None, metadata: Mapping[str, Any] | None) -> dict[
     """As extended attributes.  Errors: InvalidError."""
     attributes = {}
     if mime is not None:
-        if not isinstance(mime, str) or not mime.isprintable() or len(mime) > 255:
-            raise InvalidError(f"{mime!r} is no type of content")
-        attributes[MIME] = mime.encode()
+        attributes[MIME] = check_mime(mime, None).encode()
     if metadata is not None:
         attributes[META] = merged({}, metadata)
     return attributes

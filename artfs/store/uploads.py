@@ -249,6 +249,11 @@ async def _take(incoming: Incoming, request: Request, limit: int) -> None:
 
 def positive(seconds: float) -> float:
     """Errors: InvalidError."""
-    if not isfinite(seconds) or not 0 < seconds < 10**9:
-        raise InvalidError(f"{seconds} seconds are no time for which something may be valid; give more than 0")
+    if (
+        isinstance(seconds, bool)
+        or not isinstance(seconds, int | float)
+        or not isfinite(seconds)
+        or not 0 < seconds < 10**9
+    ):
+        raise InvalidError(f"{seconds!r} seconds are no time for which something may be valid; give more than 0")
     return seconds

@@ -17,10 +17,9 @@ from anyio.lowlevel import checkpoint
 
 from artfs.errors import ArtfsError, FsError, NotFoundError
 from artfs.store.identity import Who
-from artfs.store.namespace_calls import Info
+from artfs.store.session_calls import Info
 from artfs.store.tree_calls import (
     MIME,
-    VIRTUAL,
     Names,
     attribute_of,
     attributes_of,
@@ -32,7 +31,7 @@ from artfs.store.tree_calls import (
 from artfs.store.whole_calls import WHOLE_MAX, WholeCalls
 from artfs.types import NamespaceType
 from artfs.vfs import Files, copy
-from artfs.vfs.files import SLICE
+from artfs.vfs.files import LISTED, SLICE
 from artfs.vfs.stat import TYPES
 from artfs.vfs.walk import found, parts_of, walk
 from artfs.volume.attributes import ATIME, ATIME_NOW, META, MTIME, MTIME_NOW
@@ -60,7 +59,7 @@ class VirtualCalls(WholeCalls):
         def work(tree: Tree) -> list[str]:
             names = [os.fsdecode(name) for name, _ in tree.listing(found(tree, inside))]
             if not parts_of(place) and namespace.type is NamespaceType.WORKSPACE:
-                names.append(VIRTUAL[namespace.type])
+                names.append(LISTED.decode())
             return sorted(names)
 
         return self._looking(namespace, work, place)
@@ -70,8 +69,9 @@ class VirtualCalls(WholeCalls):
         namespace = self._for("api_look", id, who, sandbox)
         place = self._place(namespace, path)
         inside = self._within(place)
-        if parts_of(place) == [VIRTUAL[namespace.type].encode()]:
-            return {**_VIRTUAL_INFO, "created": namespace.created, "size": len(self._virtual(namespace))}
+        virtual = self._virtual_at(namespace, place)
+        if virtual is not None:
+            return {**_VIRTUAL_INFO, "created": namespace.created, "size": len(virtual)}
 
         def work(tree: Tree) -> Info | None:
             try:
@@ -157,10 +157,13 @@ class VirtualCalls(WholeCalls):
         return await self.store.blobs.presign(namespace, expires)
 
     # changing
-    def api_mkdir(self, id: str, path: str, who: Who = None, sandbox: str = "") -> bool:
+    def api_mkdir(
+        self, id: str, path: str, metadata: Mapping[str, Any] | None = None, who: Who = None, sandbox: str = ""
+    ) -> bool:
         """With the directories that it lacks; False: there is one already."""
         namespace = self._for("api_mkdir", id, who, sandbox)
         place = self._place(namespace, path)
+        attributes = attributes_of(None, metadata)
 
         def work(tree: Tree, names: Names) -> bool:
             spot = self._spot(tree, namespace, place, names)
@@ -169,6 +172,8 @@ class VirtualCalls(WholeCalls):
             if spot.node is not None:
                 raise FsError(errno.EEXIST)
             self._folder(tree, namespace, place, names)
+            for name, value in attributes.items():
+                tree.setxattr(found(tree, place), name, value)
             self._trim(tree)
             return True
 
@@ -206,12 +211,13 @@ class VirtualCalls(WholeCalls):
                 folder, name = spot.node, origin.name
             if not origin.name or not name:
                 raise FsError(errno.EBUSY)
+            self._free(namespace, folder, name)
             with unsealed(tree):
                 tree.rename(origin.folder, origin.name, folder, name)
             names.extend([(origin.folder, origin.name), (folder, name)])
 
-        if VIRTUAL[namespace.type].encode() in (b"/".join(parts_of(here)), b"/".join(parts_of(there))):
-            raise self._named(namespace, here, FsError(errno.EPERM))
+        with self._naming(namespace, there):
+            self._changeable(namespace, there)
         self._changing(namespace, work, here)
 
     async def api_copy(self, id: str, source: str, target: str, who: Who = None, sandbox: str = "") -> None:
@@ -226,21 +232,28 @@ class VirtualCalls(WholeCalls):
             await run(found, tree, inside)
         names: Names = []
         with self._naming(namespace, there):
-            files.writable(there)
-            await run(lambda: self._spot(volume.tree, namespace, there, names))
+            self._changeable(namespace, there)
+            spot = await run(lambda: self._spot(volume.tree, namespace, there, names))
+            if spot.node is not None and spot.node.kids is not None:
+                self._free(namespace, spot.node, parts_of(here)[-1] if parts_of(here) else b"")
         await self.store.names_changed(names)
         await copy(files, here, files, there)
 
-    def api_touch(self, id: str, path: str, who: Who = None, sandbox: str = "") -> None:
-        """Make an empty file, or set the times of what is there to now."""
+    def api_touch(
+        self, id: str, path: str, metadata: Mapping[str, Any] | None = None, who: Who = None, sandbox: str = ""
+    ) -> None:
+        """Make an empty file, or set the times of what is there to now; merge metadata into those that it has."""
         namespace = self._for("api_touch", id, who, sandbox)
         place = self._place(namespace, path)
+        attributes = attributes_of(None, metadata)
 
         def work(tree: Tree, names: Names) -> None:
             node = self._spot(tree, namespace, place, names).node
             if node is None:
-                self._put(tree, namespace, place, b"", {}, names)
+                self._put(tree, namespace, place, b"", attributes, names)
             else:
+                if metadata is not None:
+                    tree.setxattr(node, META, merged(metadata_of(tree, node), metadata))
                 tree.setattr(node, ATIME | ATIME_NOW | MTIME | MTIME_NOW, 0, 0, 0, 0, 0, 0, 0)
 
         self._changing(namespace, work, place)
@@ -302,13 +315,12 @@ class VirtualCalls(WholeCalls):
         done: list[list[Any]] = []
         if self.store.surfaces or tree.backed:
             raise MustWait(partial(self._rest, namespace, steps, done), final=True)
-        virtual = VIRTUAL[namespace.type].encode()
         names: Names = []
         with tree.together():
             begun = perf_counter()
             for path, work in steps:
                 try:
-                    self._changeable(namespace, path, virtual)
+                    self._changeable(namespace, path)
                     work(tree, names)
                 except MustWait:
                     raise MustWait(partial(self._rest, namespace, steps, done), final=True) from None

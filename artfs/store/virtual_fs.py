@@ -10,43 +10,41 @@ bytes or the new.  `.workspace` is listed in the root of a workspace and can be 
 from __future__ import annotations
 
 import errno
-import json
 import mimetypes
 import posixpath
 import re
 from collections.abc import (
+    AsyncGenerator,
     AsyncIterable,
-    AsyncIterator,
     Iterable,
     Mapping,
-    Sequence,
 )
 from contextlib import aclosing
-from struct import Struct
 from typing import TYPE_CHECKING, Any, Self
 
-from artfs.exceptions import ArtifactNotFoundError, ArtifactStoreError
+from artfs.exceptions import ArtifactNotFoundError
 from artfs.sessions.metadata import iso
-from artfs.store.operations.transfer import PART, abandon, read_all, write_all
+from artfs.store.operations.transfer import PART, abandon, decoded, encoded, octets, read_all, write_all
 from artfs.store.public_errors import AlreadyExistsError, FileOperationError, InvalidArgumentError
-from artfs.store.virtual_values import OCTETS, BatchResult, NodeInfo, Progress, parts_of_stream, tell
+from artfs.store.virtual_batches import Batches
+from artfs.store.virtual_values import OCTETS, NodeInfo, Progress, parts_of_stream, tell
 
 if TYPE_CHECKING:
     from artfs.store.artifact_store import ArtifactStore
 
-BATCH = 256
-"""Files of one call, at most."""
-BATCH_BYTES = 4 << 20
 CHUNK = 65536
-HEADER = Struct(">I")
-MISSING, TOO_LARGE = -1, -2
 is_plain = re.compile(r"(/[^/\0.][^/\0]*)+").fullmatch
 """Paths that are as `resolve_path` would make them."""
 IN_THE_WAY = (errno.ENOTDIR, errno.EISDIR)
 
 
-class AsyncVirtualFileSystem:
-    """Made by `ArtifactStore.get_namespace_vfs`.  Every call is made as `session_id` or `user_id`, if one was given."""
+class AsyncVirtualFileSystem(Batches):
+    """Made by `ArtifactStore.get_namespace_vfs`.  Every call is made as `session_id` or `user_id`, if one was given.
+
+    Errors of all: InvalidArgumentError (a ValueError) for what is no path or no content; ArtifactNotFoundError,
+    ArtifactExpiredError, AccessDeniedError for the namespace itself; ProviderError; ArtifactStoreError if the store is
+    closed.  What is not there is no error but for `stream_read`.
+    """
 
     def __init__(
         self, store: ArtifactStore, namespace_id: str, *, session_id: str | None = None, user_id: str | None = None
@@ -95,6 +93,7 @@ class AsyncVirtualFileSystem:
 
     # directories
     def pwd(self) -> str:
+        """The current directory, absolute."""
         return self._directory
 
     async def cd(self, path: str) -> bool:
@@ -117,12 +116,14 @@ class AsyncVirtualFileSystem:
         return names
 
     async def list_directory(self, path: str | None = None) -> list[str]:
+        """The same as `ls`."""
         return await self.ls(path)
 
-    async def mkdir(self, path: str) -> bool:
-        """With the directories that it lacks; False if something is there already."""
+    async def mkdir(self, path: str, **metadata: Any) -> bool:
+        """With the directories that it lacks; keyword arguments are custom metadata.  False if something is there
+        already."""
         try:
-            return bool(await self._call("api_mkdir", path=self.resolve_path(path)))
+            return bool(await self._call("api_mkdir", path=self.resolve_path(path), metadata=metadata or None))
         except (AlreadyExistsError, FileOperationError):
             return False
 
@@ -131,14 +132,17 @@ class AsyncVirtualFileSystem:
         return await self._done("api_remove", path=self.resolve_path(path), folder=True)
 
     async def is_dir(self, path: str) -> bool:
+        """Whether a directory is there; a symlink is followed."""
         found = await self._look(path)
         return found is not None and found["type"] == "directory"
 
     async def is_file(self, path: str) -> bool:
+        """Whether a regular file is there; a symlink is followed."""
         found = await self._look(path)
         return found is not None and found["type"] == "file"
 
     async def exists(self, path: str) -> bool:
+        """Whether anything is there."""
         return await self._look(path) is not None
 
     async def _look(self, path: str) -> dict[str, Any] | None:
@@ -161,16 +165,12 @@ class AsyncVirtualFileSystem:
     # files
     async def touch(self, path: str, **metadata: Any) -> bool:
         """Make an empty file, or set the times of what is there to now."""
-        done = await self._done("api_touch", path=self.resolve_path(path))
-        return await self.set_metadata(path, metadata) if done and metadata else done
+        return await self._done("api_touch", path=self.resolve_path(path), metadata=metadata or None)
 
     async def write_file(self, path: str, content: bytes | str, **metadata: Any) -> bool:
         """All of `content` in the place of what is there, with the directories that it lacks; keyword arguments are
         custom metadata.  False if a directory is there, or a file where a directory is needed."""
-        if isinstance(content, str):
-            content = content.encode()
-        elif not isinstance(content, bytes):
-            content = bytes(memoryview(content))
+        content = octets(content)
         where = self.resolve_path(path)
         try:
             if len(content) <= PART:
@@ -190,19 +190,25 @@ class AsyncVirtualFileSystem:
         except (ArtifactNotFoundError, FileOperationError):
             await self._alive()
             return None
-        return data.decode(encoding) if as_text else data
+        return decoded(data, encoding) if as_text else data
 
-    async def write_text(self, path: str, text: str, encoding: str = "utf-8", **metadata: Any) -> bool:
-        return await self.write_file(path, text.encode(encoding), **metadata)
+    async def write_text(self, path: str, content: str, encoding: str = "utf-8", **metadata: Any) -> bool:
+        """`write_file` of a text."""
+        if not isinstance(content, str):
+            raise InvalidArgumentError(f"a text is wanted, not {type(content).__name__}")
+        return await self.write_file(path, encoded(content, encoding), **metadata)
 
     async def read_text(self, path: str, encoding: str = "utf-8", errors: str = "strict") -> str | None:
+        """A file's text; None if there is no such file.  Errors: also UnicodeDecodeError."""
         data: bytes | None = await self.read_file(path)
-        return None if data is None else data.decode(encoding, errors)
+        return None if data is None else decoded(data, encoding, errors)
 
-    async def write_binary(self, path: str, data: bytes, **metadata: Any) -> bool:
-        return await self.write_file(path, data, **metadata)
+    async def write_binary(self, path: str, content: bytes, **metadata: Any) -> bool:
+        """`write_file` of bytes."""
+        return await self.write_file(path, content, **metadata)
 
     async def read_binary(self, path: str) -> bytes | None:
+        """A file's bytes; None if there is no such file."""
         data: bytes | None = await self.read_file(path)
         return data
 
@@ -241,6 +247,8 @@ class AsyncVirtualFileSystem:
         return {} if info is None else {**info.to_dict(), "path": info.path, **info.custom_meta}
 
     async def get_node_info(self, path: str) -> NodeInfo | None:
+        """What is known of a file or directory; None if nothing is there.  The MIME type is the one that it was given,
+        else what its name suggests."""
         where = self.resolve_path(path)
         found = await self._look(where)
         if found is None:
@@ -263,98 +271,6 @@ class AsyncVirtualFileSystem:
             custom_meta=found["metadata"],
         )
 
-    # many at once
-    async def batch_create_files(self, file_specs: Sequence[Mapping[str, Any]]) -> list[BatchResult]:
-        """Files from {"path", "content", "metadata"}; each by itself, in order."""
-        items = []
-        for spec in file_specs:
-            content = spec.get("content", spec.get("data", b""))
-            items.append((spec["path"], content, spec.get("metadata"), spec.get("mime_type")))
-        return await self._batch_write("create", items)
-
-    async def batch_write_files(self, file_data: Mapping[str, bytes | str]) -> list[BatchResult]:
-        return await self._batch_write("write", [(path, data, None, None) for path, data in file_data.items()])
-
-    async def _batch_write(
-        self, operation: str, items: Sequence[tuple[str, Any, Mapping[str, Any] | None, str | None]]
-    ) -> list[BatchResult]:
-        results: list[BatchResult] = []
-        pack: list[dict[str, Any]] = []
-        parts: list[bytes] = []
-        size = 0
-
-        async def flush() -> None:
-            nonlocal size
-            if pack:
-                done = await self._call("api_batch_write", items=pack, data=b"".join(parts))
-                results.extend(
-                    BatchResult(error is None, operation, error is None, error, ms, item["given"])
-                    for item, (error, ms) in zip(pack, done, strict=True)
-                )
-            pack.clear()
-            parts.clear()
-            size = 0
-
-        for path, content, metadata, mime in items:
-            data = content.encode() if isinstance(content, str) else bytes(content)
-            if len(data) > BATCH_BYTES:
-                await flush()
-                results.append(await self._one(operation, path, data, metadata))
-                continue
-            if size + len(data) > BATCH_BYTES or len(pack) >= BATCH:
-                await flush()
-            try:
-                where = self.resolve_path(path)
-            except InvalidArgumentError as error:
-                await flush()
-                results.append(BatchResult(False, operation, False, str(error), 0.0, str(path)))
-                continue
-            pack.append({"path": where, "given": path, "size": len(data), "mime": mime, "metadata": metadata})
-            parts.append(data)
-            size += len(data)
-        await flush()
-        return results
-
-    async def _one(self, operation: str, path: str, data: bytes, metadata: Mapping[str, Any] | None) -> BatchResult:
-        try:
-            done = await self.write_file(path, data, **(metadata or {}))
-        except ArtifactStoreError as error:
-            return BatchResult(False, operation, False, str(error), 0.0, path)
-        return BatchResult(done, operation, done, None if done else f"{path}: a directory is in the way", 0.0, path)
-
-    async def batch_read_files(self, paths: Iterable[str]) -> dict[str, bytes]:
-        """By path as it was given; what is not there is left out."""
-        wanted = list(paths)
-        found: dict[str, bytes] = {}
-        at = 0
-        while at < len(wanted):
-            some = wanted[at : at + BATCH]
-            packed = await self._call("api_batch_read", paths=[self.resolve_path(path) for path in some])
-            (length,) = HEADER.unpack_from(packed)
-            sizes = json.loads(packed[HEADER.size : HEADER.size + length])
-            place = HEADER.size + length
-            for path, size in zip(some, sizes, strict=False):
-                if size >= 0:
-                    found[path] = packed[place : place + size]
-                    place += size
-                elif size == TOO_LARGE:
-                    found[path] = await read_all(self._store, self.namespace_id, self.resolve_path(path), **self._as)
-            at += len(sizes)
-        return found
-
-    async def batch_delete_paths(self, paths: Iterable[str]) -> list[BatchResult]:
-        """Files and empty directories, in order."""
-        wanted = list(paths)
-        results: list[BatchResult] = []
-        for at in range(0, len(wanted), BATCH):
-            some = wanted[at : at + BATCH]
-            done = await self._call("api_batch_remove", paths=[self.resolve_path(path) for path in some])
-            results.extend(
-                BatchResult(error is None, "delete", error is None, error, ms, path)
-                for path, (error, ms) in zip(some, done, strict=True)
-            )
-        return results
-
     # streams
     async def stream_write(
         self,
@@ -366,7 +282,9 @@ class AsyncVirtualFileSystem:
         **metadata: Any,
     ) -> bool:
         """All that `stream` gives as a file, which shows up when it is whole; if the stream fails nothing is left.
-        The callback, plain or async, gets (bytes done, `total`)."""
+        The callback, plain or async, gets (bytes done, `total`).  What is written is cut as the stream cuts it;
+        `chunk_size` says nothing here."""
+        _check_chunk(chunk_size)
         handle = await self._call("api_write_begin", path=self.resolve_path(path), metadata=metadata or None)
         try:
             done = 0
@@ -388,10 +306,9 @@ class AsyncVirtualFileSystem:
 
     async def stream_read(
         self, path: str, chunk_size: int = CHUNK, progress_callback: Progress | None = None
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """One version of the file, in parts of `chunk_size` bytes.  Errors: ArtifactNotFoundError."""
-        if chunk_size <= 0:
-            raise InvalidArgumentError(f"chunk_size must be above 0, not {chunk_size}")
+        _check_chunk(chunk_size)
         found = await self._call("api_read_begin", path=self.resolve_path(path))
         handle, size = found["handle"], found["size"]
         step = max(min(PART, max(chunk_size, 1 << 20)) // chunk_size * chunk_size, min(chunk_size, PART))
@@ -412,9 +329,11 @@ class AsyncVirtualFileSystem:
             await abandon(self._store, "api_read_end", handle)
 
     async def write_stream(self, path: str, stream: AsyncIterable[bytes] | Iterable[bytes], **options: Any) -> bool:
+        """The same as `stream_write`."""
         return await self.stream_write(path, stream, **options)
 
-    def read_stream(self, path: str, chunk_size: int = CHUNK) -> AsyncIterator[bytes]:
+    def read_stream(self, path: str, chunk_size: int = CHUNK) -> AsyncGenerator[bytes, None]:
+        """The same as `stream_read`."""
         return self.stream_read(path, chunk_size)
 
     # what keeps it
@@ -432,3 +351,9 @@ class AsyncVirtualFileSystem:
         """A URL that gives a BLOB's bytes to anybody, for so many seconds; other files have none."""
         found: str | None = await self._call("api_url", path=self.resolve_path(path), expires=expires_in)
         return found
+
+
+def _check_chunk(size: int) -> None:
+    """Errors: InvalidArgumentError."""
+    if isinstance(size, bool) or not isinstance(size, int) or size <= 0:
+        raise InvalidArgumentError(f"chunk_size must be a whole number of bytes above 0, not {size!r}")

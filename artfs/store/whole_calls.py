@@ -11,13 +11,13 @@ from functools import partial
 from secrets import randbits
 from typing import Any, TypeVar
 
-from artfs.errors import FsError, InvalidError, NotFoundError
+from artfs.errors import FsError, InvalidError, UnavailableError
 from artfs.store.identity import Who
-from artfs.store.namespace_calls import Info
+from artfs.store.session_calls import Info
 from artfs.store.store import Store
-from artfs.store.tree_calls import VIRTUAL, Names, TreeCalls, attributes_of, begun, file_at
+from artfs.store.tree_calls import Names, TreeCalls, attributes_of, begun, file_at
 from artfs.vfs import Files, Reading, Writing
-from artfs.vfs.walk import parts_of
+from artfs.vfs.walk import Spot, walk
 from artfs.volume.catalogue import Namespace
 from artfs.volume.data import DIRECT
 from artfs.volume.inodes import ROOT
@@ -39,13 +39,13 @@ class WholeCalls(TreeCalls):
     def __init__(self, store: Store) -> None:
         super().__init__(store)
         self._readings: dict[int, tuple[Namespace, Reading]] = {}
-        self._writings: dict[int, tuple[Namespace, Writing, dict[bytes, bytes]]] = {}
+        self._writings: dict[int, tuple[Namespace, Writing, bytes, dict[bytes, bytes]]] = {}
 
     async def aclose(self) -> None:
         await super().aclose()
         for _, reading in self._readings.values():
             reading.release()
-        for _, writing, _ in self._writings.values():
+        for _, writing, _, _ in self._writings.values():
             writing.abort()
         self._readings.clear()
         self._writings.clear()
@@ -84,44 +84,63 @@ class WholeCalls(TreeCalls):
         try:
             with self._naming(namespace, path):
                 await writing.write(data)
-                await self._end_writing(writing, attributes)
+                await self._end_writing(namespace, writing, path, attributes)
         finally:
             writing.abort()
 
     async def _begin(self, namespace: Namespace, path: bytes) -> Writing:
+        """Nothing shows of it; the directories that it lacks are made at its end."""
         files = Files(self.store.volume(namespace), self.store.names_changed)
-        names: Names = []
 
         def begin() -> Writing:
-            tree = files.tree
-            folder, name, old = self._spot(tree, namespace, path, names)
-            if not name or (old is not None and not old.is_file):
-                raise FsError(errno.EISDIR if old is None or old.kids is not None else errno.EPERM)
-            if tree.blob and old is None and name != BLOB_DATA and folder.ino == ROOT:
-                # A name that is there can be taken over: see `Tree.replace`.
-                old = tree.put_file(folder, name, 0o666 & ~namespace.umask, namespace.uid, namespace.gid, b"")
-                names.append((folder, name))
-            return files.begin_at(folder, name, 0o666, old) if not tree.blob else begun(files, folder, name, old)
+            try:
+                folder, name, old = walk(files.tree, path)
+            except FsError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+                folder, name, old = files.tree.root(), BLOB_DATA, None
+            else:
+                self._replaceable(namespace, Spot(folder, name, old))
+            return begun(files, folder, name, old)
 
         with self._naming(namespace, path):
-            files.writable(path)
-            if parts_of(path) == [VIRTUAL[namespace.type].encode()]:
-                raise FsError(errno.EPERM)
-            writing = await run(begin)
-        await self.store.names_changed(names)
-        return writing
+            self._changeable(namespace, path)
+            return await run(begin)
 
-    async def _end_writing(self, writing: Writing, attributes: Mapping[bytes, bytes]) -> None:
+    def _replaceable(self, namespace: Namespace, spot: Spot) -> None:
+        """Errors: FsError EISDIR, EPERM where no file can be put."""
+        if not spot.name or (spot.node is not None and not spot.node.is_file):
+            raise FsError(errno.EISDIR if spot.node is None or spot.node.kids is not None else errno.EPERM)
+        self._free(namespace, spot.folder, spot.name)
+
+    async def _end_writing(
+        self, namespace: Namespace, writing: Writing, path: bytes, attributes: Mapping[bytes, bytes]
+    ) -> None:
+        tree = writing.tree
         for name, value in attributes.items():
-            await run(lambda name=name, value=value: writing.tree.setxattr(writing.node(), name, value))  # type: ignore[misc]
-        await writing.finish()
+            await run(lambda name=name, value=value: tree.setxattr(writing.node(), name, value))  # type: ignore[misc]
+        names: Names = []
+
+        def place() -> tuple[Node, bytes]:
+            spot = self._spot(tree, namespace, path, names)
+            self._replaceable(namespace, spot)
+            if tree.blob and spot.node is None and spot.name != BLOB_DATA and spot.folder.ino == ROOT:
+                # A name that is there can be taken over: see `Tree.replace`.
+                tree.put_file(spot.folder, spot.name, 0o666 & ~namespace.umask, namespace.uid, namespace.gid, b"")
+            return spot.folder, spot.name
+
+        try:
+            await writing.finish(place)
+        finally:
+            await self.store.names_changed(names)
 
     def api_read(self, id: str, path: str | None = None, who: Who = None, sandbox: str = "") -> bytes | Info:
         """A file's bytes; of one that is larger than `WHOLE_MAX` {"handle", "size"}."""
         namespace = self._for("api_read", id, who, sandbox)
         place = self._place(namespace, path)
-        if parts_of(place) == [VIRTUAL[namespace.type].encode()]:
-            return self._virtual(namespace)
+        virtual = self._virtual_at(namespace, place)
+        if virtual is not None:
+            return virtual
         inside = self._within(place)
 
         def work(tree: Tree) -> bytes | Info:
@@ -173,24 +192,26 @@ class WholeCalls(TreeCalls):
         if len(self._writings) >= OPEN_MAX:
             raise InvalidError(f"{OPEN_MAX} files are being written by this caller; end or abort some")
         attributes = attributes_of(mime, metadata)
-        writing = await self._begin(namespace, self._place(namespace, path))
+        place = self._place(namespace, path)
+        writing = await self._begin(namespace, place)
         handle = randbits(48)
-        self._writings[handle] = namespace, writing, attributes
+        self._writings[handle] = namespace, writing, place, attributes
         return handle
 
     async def api_write_part(self, handle: int, data: bytes, who: Who = None, sandbox: str = "") -> int:
         """The next bytes; returns how many there are by now."""
-        namespace, writing, _ = _known(self._writings, handle)
+        namespace, writing, _, _ = _known(self._writings, handle)
         self.store.alive(namespace)
         return await writing.write(data)
 
     async def api_write_end(self, handle: int, who: Who = None, sandbox: str = "") -> None:
         """The file is there, whole; if this fails nothing has changed."""
-        namespace, writing, attributes = _known(self._writings, handle)
+        namespace, writing, place, attributes = _known(self._writings, handle)
         del self._writings[handle]
         try:
             self.store.alive(namespace)
-            await self._end_writing(writing, attributes)
+            with self._naming(namespace, place):
+                await self._end_writing(namespace, writing, place, attributes)
         finally:
             writing.abort()
 
@@ -204,4 +225,4 @@ def _known(handles: Mapping[int, T], handle: int) -> T:
     try:
         return handles[handle]
     except KeyError:
-        raise NotFoundError(f"there is no open file {handle}: it was ended, or its owner has gone") from None
+        raise UnavailableError(f"there is no open file {handle}: it was ended, or its owner has gone") from None

@@ -10,13 +10,17 @@ from typing import Any
 from artfs.vfs.copying import copy
 from artfs.vfs.files import Files
 from artfs.vfs.open import PART, Reading, Writing
-from artfs.vfs.stat import PathError, Stat
+from artfs.vfs.stat import Stat
 
-ABOVE = ("AsyncVirtualFileSystem", "BatchResult", "NodeInfo")
-__all__ = ["PART", "Files", "PathError", "Reading", "Stat", "Writing", "copy"]
+ABOVE = {
+    "AsyncVirtualFileSystem": "artfs.store.virtual_fs",
+    "BatchResult": "artfs.store.virtual_values",
+    "NodeInfo": "artfs.store.virtual_values",
+}
+__all__ = ["PART", "Files", "Reading", "Stat", "Writing", "copy"]
 
 
 def __getattr__(name: str) -> Any:
     if name not in ABOVE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("artfs.store.virtual_fs"), name)
+    return getattr(import_module(ABOVE[name]), name)

@@ -23,6 +23,7 @@ from typing import ParamSpec, TypeVar
 from anyio.lowlevel import checkpoint
 
 from artfs.errors import FsError
+from artfs.types import NamespaceType
 from artfs.vfs.open import Reading, Writing
 from artfs.vfs.stat import Stat, path_error, stat_of
 from artfs.vfs.walk import found, parts_of, walk
@@ -34,6 +35,11 @@ from artfs.volume.volume import Volume
 from artfs.volume.waiting import run
 
 CHECKPOINTS = b".checkpoints"
+LISTED = b".workspace"
+"""The one of `VIRTUAL` that listings show, in a WORKSPACE."""
+META_FILE = b"_meta.json"
+VIRTUAL = {NamespaceType.WORKSPACE: frozenset([LISTED, META_FILE]), NamespaceType.BLOB: frozenset([META_FILE])}
+"""Names in the root of a namespace that stand for its description, as JSON."""
 SLICE = 256
 """Names that one step of a long call handles."""
 Changed = Callable[[list[tuple[Node, bytes]]], Awaitable[None]]
@@ -143,8 +149,10 @@ class Files:
         return await self.volume.view(os.fsdecode(parts[1])), b"/".join(parts[2:])
 
     def writable(self, path: bytes) -> None:
-        """Errors: FsError EROFS, EPERM for what belongs to checkpoints."""
+        """Errors: FsError EROFS, EPERM for what belongs to checkpoints, EPERM for what is virtual."""
         parts = parts_of(path)
+        if parts and parts[0] in VIRTUAL[self.namespace.type]:
+            raise FsError(errno.EPERM)
         if parts[:1] == [CHECKPOINTS]:
             raise FsError(errno.EROFS if len(parts) > 1 else errno.EPERM)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from anyio import to_thread
@@ -19,6 +20,7 @@ from anyio import to_thread
 from artfs.errors import FsError
 from artfs.vfs.stat import Stat, stat_of
 from artfs.volume.attributes import SIZE
+from artfs.volume.data import joined
 from artfs.volume.node import Node
 from artfs.volume.tree import Tree
 from artfs.volume.waiting import run
@@ -87,7 +89,7 @@ class Reading(Pinned):
         for fd in found[::3]:
             if fd not in own:
                 own[fd] = os.dup(fd)
-        return [(own[found[i]], found[i + 1], found[i + 2]) for i in range(0, len(found), 3)]
+        return [(own[fd], position, length) for fd, position, length in joined(found)]
 
     def data(self, offset: int) -> tuple[int, int]:
         """(start, end) of the next bytes that are no hole, both the size if there are none."""
@@ -108,7 +110,7 @@ def _gather(segments: list[tuple[int, int, int]]) -> bytes:
         if len(part) != length:
             raise FsError(errno.EIO)
         parts.append(part)
-    return b"".join(parts)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 class Writing(Pinned):
@@ -138,12 +140,21 @@ class Writing(Pinned):
             await run(lambda: self.tree.setattr(self.node(), SIZE, size, 0, 0, 0, 0, 0, 0))
             self.size = size
 
-    async def finish(self) -> Stat:
-        """Give the file its name, at once in place of the file that has it; released in any case.
+    async def finish(self, place: Callable[[], tuple[Node, bytes]] | None = None) -> Stat:
+        """Give the file its name, at once in place of the file that has it; released in any case.  `place`: makes the
+        directory, in the same step, that the file goes to, instead of the one that it was begun in; with its name
+        there.
         Errors: NotFoundError, PathError; nothing has changed then."""
+
+        def work() -> tuple[Stat, Node]:
+            if place is not None:
+                folder, self.name = place()
+                self.folder = folder.ino
+            return self._finish()
+
         try:
             with self.files.naming(self.name):
-                stat, folder = await run(self._finish)
+                stat, folder = await run(work)
         finally:
             self.release()
         await self.files.changed([(folder, self.name)])

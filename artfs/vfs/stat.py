@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import errno
-import os
 from dataclasses import dataclass
 from stat import S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK
 
-from artfs.errors import ArtfsError, ExistsError, FsError, NotFoundError
+from artfs.errors import ArtfsError, ExistsError, FsError, NotFoundError, PathError
 from artfs.volume.node import Node
 
 TYPES = {
@@ -19,17 +18,6 @@ TYPES = {
     S_IFCHR: "char",
     S_IFBLK: "block",
 }
-
-
-class PathError(FsError):
-    """An errno with the path that it is about."""
-
-    def __init__(self, errno: int, path: str) -> None:
-        super().__init__(errno)
-        self.path = path
-
-    def __str__(self) -> str:
-        return f"{self.path}: {os.strerror(self.errno)}"
 
 
 def path_error(error: FsError, path: str) -> ArtfsError:

@@ -10,10 +10,13 @@ is an update by `Shard.update`.
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from heapq import heappop, heappush
+from itertools import islice
 from operator import attrgetter
 from typing import Any
 
@@ -22,7 +25,7 @@ from artfs.grid import scope_dir
 from artfs.meta import Engine
 from artfs.objects import Home
 from artfs.types import NamespaceType, Scope, Serial
-from artfs.volume.postings import Postings, Term, terms
+from artfs.volume.postings import OWN, Postings, Term, terms
 
 KIND = "namespace"
 MAKING = 0
@@ -83,8 +86,9 @@ class Catalogue:
         self.due: list[tuple[int, Serial]] = []
         self.thrown: dict[Serial, None] = {}
         self.serial = int(engine.record("counter", "serial") or 1)
-        for document in engine.records(KIND).values():
-            self._index(unpack(document))
+        with uncollected():
+            for namespace in sorted(unpack_all(engine.records(KIND).values()), key=attrgetter("serial")):
+                self._index(namespace)
         self.lent = {int(id) for id in engine.records("lent")}
         self.doomed = {int(id) for id in engine.records("doomed")}
 
@@ -223,10 +227,11 @@ class Catalogue:
     def _thrown(self) -> Iterator[Namespace]:
         return (self.by_serial[serial] for serial in list(self.thrown))
 
-    def expired(self, now: int) -> list[Namespace]:
-        """What has expired by then, and is still there: each once, until `remind` brings it back."""
-        found = []
-        while self.due and self.due[0][0] <= now:
+    def expired(self, now: int, limit: int) -> list[Namespace]:
+        """What has expired by then, and is still there, up to about so many: each once, until `remind` brings it
+        back."""
+        found: list[Namespace] = []
+        while self.due and self.due[0][0] <= now and len(found) < limit:
             namespace = self.by_serial.get(heappop(self.due)[1])
             if namespace is not None and namespace.expires is not None and namespace.expires <= now:
                 found.append(namespace)
@@ -244,6 +249,23 @@ def _terms(namespace: Namespace) -> list[Term]:
     return terms(namespace.sandbox, scope_dir(namespace.scope, namespace.owner), namespace.metadata)
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No search for cycles meanwhile: where much is made that stays, it takes as long as the work."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+TOGETHER = 1000
+"""Documents that are read in one piece."""
+SHARED = frozenset(("sandbox", "owner", "provider", "codec"))
+SHARED_OWN = frozenset(("mime", "provider", "session", "owner"))
 FIELDS = tuple(each.name for each in fields(Namespace))
 _values = attrgetter(*FIELDS)
 _encode = json.JSONEncoder(check_circular=False).encode
@@ -254,7 +276,26 @@ def pack(namespace: Namespace) -> str:
 
 
 def unpack(document: str | bytes) -> Namespace:
-    values = json.loads(document)
+    return _namespace(json.loads(document), {})
+
+
+def unpack_all(documents: Iterable[str]) -> Iterator[Namespace]:
+    """Many, which share what is the same in them: all keys, and what `SHARED` and `SHARED_OWN` name."""
+    same: dict[Any, Any] = {}
+    left = iter(documents)
+    while some := list(islice(left, TOGETHER)):
+        for values in json.loads(f"[{','.join(some)}]"):
+            yield _namespace(values, same)
+
+
+def _namespace(values: dict[str, Any], same: dict[Any, Any]) -> Namespace:
+    share = same.setdefault
+    for key in SHARED & values.keys():
+        values[key] = share(values[key], values[key])
+    own = values["metadata"].get(OWN) if "metadata" in values else None
+    if own.__class__ is dict:
+        for key in SHARED_OWN & own.keys():
+            own[key] = share(own[key], own[key])
     values["type"] = NamespaceType(values["type"])
     values["scope"] = Scope(values["scope"])
     return Namespace(**values)

@@ -148,7 +148,7 @@ class Compaction:
             if serial in shard.catalogue.by_serial:
                 moved.update(zip(good, chunks, strict=True))
             else:
-                await shard.remote.discard_namespace(serial)  # once more: it may have been buried in between
+                await shard.remote.discard_namespaces([serial])  # once more: it may have been buried in between
                 left.update(place[0] for place in group)
 
     async def _swap(self, serial: Serial, changes: Sequence[tuple[Row, bytes]]) -> None:

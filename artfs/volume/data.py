@@ -19,6 +19,7 @@ from anyio import to_thread
 
 from artfs.blocks import Block, Chunk, Source, covered, cut, next_data, next_hole, pieces, put
 from artfs.errors import DamagedError, FsError
+from artfs.objects.held import HeldObjects
 from artfs.volume.inodes import Inodes
 from artfs.volume.journal import SHARE, STORE, WRITE, ZERO
 from artfs.volume.node import Node
@@ -308,6 +309,9 @@ class Data(Inodes):
                 elif isinstance(source, bytes):
                     stored = False
                     parts.append(source[skip : skip + count])
+                elif isinstance(self.objects, HeldObjects):
+                    stored = False
+                    parts.append(self.objects.piece(source, skip, count))
                 else:
                     parts.append(self._segment(source, skip, count))
         if stored:
@@ -348,9 +352,10 @@ class Data(Inodes):
             window = min(max(window * 2, self.block_size), limit)
         at = max(at, end) if window else end
         goal = min(at + window, node.size)
-        if window and goal - until > window // 2:
-            for chunk in self._chunks(node, max(until, at), goal - max(until, at)) if goal > max(until, at) else ():
-                self.owner.fetch_ahead(chunk)
+        if window and goal - until > window // 4:
+            first = max(until, at)
+            if goal > first:
+                self.owner.fetch_ahead(self._chunks(node, first, goal - first))
             until = goal
         self.streams[node.ino] = at, until, window
         if len(self.streams) > STREAMS:
@@ -376,7 +381,7 @@ class Data(Inodes):
         found = self.read(node, offset, size)
         if isinstance(found, bytes):
             return found
-        parts = [_bytes(segment) for segment in _joined(found)]
+        parts = [_bytes(segment) for segment in joined(found)]
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def seek(self, node: Node, offset: int, whence: int) -> int:
@@ -425,7 +430,7 @@ class Data(Inodes):
         self._share(self.node(source), start, self.node(target), offset, length)
 
 
-def _joined(segments: Segments) -> list[tuple[int, int, int]]:
+def joined(segments: Segments) -> list[tuple[int, int, int]]:
     """One for those that lie one behind the other: what is read at once need not be put together."""
     joined: list[tuple[int, int, int]] = []
     for i in range(0, len(segments), 3):

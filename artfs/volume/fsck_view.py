@@ -15,13 +15,13 @@ from typing import NamedTuple
 from artfs.blocks import Chunk
 from artfs.errors import DamagedError
 from artfs.meta import Engine
-from artfs.types import Epoch, NamespaceType
+from artfs.types import Epoch
 from artfs.volume.attributes import XATTR_NAME_MAX
 from artfs.volume.catalogue import Namespace
 from artfs.volume.inodes import KEY, ROOT
 from artfs.volume.node import Dentry
 from artfs.volume.rows import BLOCK_KEY, DENTRY, HEAD_KEY, INODE, NS, U64, unpack_block
-from artfs.volume.tree import BLOB_DATA, NAME_MAX, RESERVED
+from artfs.volume.tree import NAME_MAX, RESERVED
 
 PAGE = 4096
 """Rows read at once."""
@@ -288,8 +288,7 @@ def name_trouble(view: View, folder: int, name: bytes) -> str:
     """Why no entry of the directory can be called so; empty if one can."""
     if not name or len(name) > NAME_MAX or b"/" in name or b"\0" in name or name in (b".", b".."):
         return "no file can have this name"
-    blob = view.namespace.type is NamespaceType.BLOB
-    if folder == ROOT and (name in RESERVED or (blob and name != BLOB_DATA)):
+    if folder == ROOT and name in RESERVED:
         return "the root cannot hold this name"
     return ""
 

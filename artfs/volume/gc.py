@@ -24,10 +24,12 @@ Objects of a namespace that was destroyed and had lent nothing go at once, by pr
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from threading import Event
-from time import monotonic, time_ns
+from time import monotonic, time, time_ns
 
 import anyio
 from anyio import to_thread
@@ -45,12 +47,16 @@ from artfs.volume.tree import Tree
 
 log = logging.getLogger(__name__)
 
+AT_ONCE = 256
+"""Namespaces whose directories are deleted in one step."""
+
 BATCH = 1000
 """Objects that are deleted at once."""
 RETRY = 1.0, 60.0
 """Seconds between attempts of a deletion that fails: at first, at most."""
 IMPORTING = "importing"
 """The kind of records of namespaces that are being imported: nobody but the import touches their objects."""
+DAY = 86_400
 FORCED = 6
 """Every so many intervals a run is made although nothing seems to have changed."""
 
@@ -60,7 +66,8 @@ class Gc:
     """What a run did, or with `dry_run` would have done.  `objects` and `bytes` are all that take no more chunks;
     `live_bytes` of them are named, `dead_bytes` are not.  `condemned`: found dead for the first time; `waiting`:
     condemned earlier, for a shorter time than the grace; `lifted`: condemned, but named; `compacted`: objects whose
-    live bytes were rewritten; `unreachable`: namespaces whose provider did not answer."""
+    live bytes were rewritten; `abandoned`: uploads that a killed process had begun; `unreachable`: namespaces whose
+    provider did not answer."""
 
     dry_run: bool
     objects: int = 0
@@ -74,6 +81,7 @@ class Gc:
     deleted_bytes: int = 0
     compacted: int = 0
     buried: int = 0
+    abandoned: int = 0
     unreachable: int = 0
 
 
@@ -94,7 +102,8 @@ class Collector:
     """Of one shard; REQUIRES: its loop.  Runs exclude each other.
 
     `pinned`: objects that must stay whatever rows say; `views`: the trees of checkpoints that are open; `save`: returns
-    when metadata that were saved after the call cover what providers keep (None: this store saves none)."""
+    when metadata that were saved after the call cover what providers keep (None: this store saves none);
+    `between_saves`: no copy is on its way within."""
 
     def __init__(
         self,
@@ -109,9 +118,12 @@ class Collector:
         self.pinned = pinned
         self.views = views
         self.save = save
+        self.between_saves: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
         self.last: Gc | None = None
         self._lock = anyio.Lock()
         self._kick = anyio.Event()
+        self._began = time()
+        self._tidied = 0.0
         self._seen = -1
         self._idle = 0
 
@@ -177,13 +189,14 @@ class Collector:
         live_bytes = {n: min(live.bytes(), marked.sizes[n]) for n, live in marked.live.items() if n in marked.sizes}
         sparse = self._sparse(marked, live_bytes) if compact else {}
         total = sum(marked.sizes.values())
-        compacted, deleted = len(sparse), due
+        compacted, deleted, abandoned = len(sparse), due, 0
         if not dry_run:
             await self._write(dict.fromkeys(fresh | again, now), over)
             deleted = await self._delete(due)
             await self._forget_gone(marked)
             self._close_wasted(marked)
             compacted = await Compaction(shard, self.keep_numbers, self.views).run(sparse) if sparse else 0
+            abandoned = 0 if marked.unreachable else await self._tidy()
         return Gc(
             dry_run=dry_run,
             objects=len(marked.sizes),
@@ -197,8 +210,17 @@ class Collector:
             deleted_bytes=sum(marked.sizes[n] for n in deleted),
             compacted=compacted,
             buried=buried,
+            abandoned=abandoned,
             unreachable=len(marked.unreachable),
         )
+
+    async def _tidy(self) -> int:
+        """Once a day.  What was begun before this process began is nobody's; the day is for clocks that differ."""
+        now = time()
+        if now < self._tidied + DAY:
+            return 0
+        self._tidied = now
+        return await self.remote.tidy(min(self._began, now - DAY))
 
     def _condemned(self) -> dict[int, int]:
         """Object → when it was condemned.  A record that cannot be read says: just now."""
@@ -282,15 +304,17 @@ class Collector:
             if serial not in used:
                 await self._forget(serial)
 
-    async def _forget(self, serial: int) -> None:
-        """All that is left of a namespace that is gone.  Errors: as the provider; OSError."""
+    async def _forget(self, *serials: int) -> None:
+        """All that is left of namespaces that are gone.  Errors: as the provider; OSError."""
         shard = self.shard
-        await self.remote.discard_namespace(serial)
+        await self.remote.discard_namespaces(serials)
         catalogue = shard.catalogue
-        catalogue.buried(serial)
-        catalogue.lent.discard(Serial(serial))
-        catalogue.records["lent", str(serial)] = None
-        await self._write({}, {int(id, 16) for id in shard.engine.records("condemned") if int(id, 16) >> 32 == serial})
+        for serial in serials:
+            catalogue.buried(serial)
+            catalogue.lent.discard(Serial(serial))
+            catalogue.records["lent", str(serial)] = None
+        condemned = (int(id, 16) for id in shard.engine.records("condemned"))
+        await self._write({}, {number for number in condemned if number >> 32 in serials})
         await shard.commit()
 
     def _sparse(self, marked: _Marked, live_bytes: dict[int, int]) -> dict[int, int]:
@@ -325,21 +349,31 @@ class Collector:
         await shard.commit()  # what is doomed is so for good
         doomed = sorted(shard.catalogue.doomed)
         backed = [serial for serial in doomed if self.remote.home(serial) is not None]
-        if backed and not await self._saved():
-            doomed = [serial for serial in doomed if serial not in backed]
+        if backed:
+            async with self.between_saves():  # or a copy that names them would be waiting for them
+                self.remote.drop_waiting(backed)
+            if not await self._saved():
+                doomed = [serial for serial in doomed if serial not in backed]
         done = 0
         down: set[Home | None] = set()
-        for serial in doomed:
-            home = self.remote.home(serial)
+        local = [serial for serial in doomed if self.remote.home(serial) is None]
+        todo = deque(local[at : at + AT_ONCE] for at in range(0, len(local), AT_ONCE))
+        todo.extend([serial] for serial in doomed if self.remote.home(serial) is not None)
+        while todo:
+            some = todo.popleft()
+            home = self.remote.home(some[0])
             if home in down:
                 continue
             try:
-                await self._forget(serial)
-                done += 1
+                await self._forget(*some)
+                done += len(some)
             except (ArtfsError, OSError) as error:
                 if shard.failure is not None:
                     raise
-                log.warning("objects of namespace %d are deleted later: %s", serial, error)
+                if len(some) > 1:
+                    todo.extend([serial] for serial in some)
+                    continue
+                log.warning("objects of namespace %d are deleted later: %s", some[0], error)
                 if home is not None:
                     down.add(home)
         return done

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import errno
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from time import clock_gettime_ns
 from typing import TYPE_CHECKING, Protocol
@@ -67,8 +67,8 @@ class Owner(Protocol):
     def stored(self) -> None:
         """More bytes wait for a provider."""
 
-    def fetch_ahead(self, chunk: Chunk) -> None:
-        """It is wanted soon."""
+    def fetch_ahead(self, chunks: Iterable[Chunk]) -> None:
+        """They are wanted soon."""
 
     def damaged(self, error: ArtfsError) -> None:
         """Bytes or rows failed their check: report it, and take no more changes."""
@@ -94,8 +94,9 @@ class Inodes(RowSet, ABC):
         at: Epoch | None = None,
         number: int | None = None,
         fresh: bool = False,
+        first: dict[bytes, bytes | None] | None = None,
     ) -> None:
-        super().__init__(owner.engine, serial, at, fresh)
+        super().__init__(owner.engine, serial, at, fresh, first)
         self.owner = owner
         self.objects = owner.objects
         self.journal = owner.log

@@ -55,11 +55,20 @@ class Posting:
 
 
 class Postings:
+    """Most terms of metadata have one BLOB alone: such a one stands for its posting."""
+
     def __init__(self) -> None:
-        self._terms: dict[Term, Posting] = {}
+        self._terms: dict[Term, Posting | Serial] = {}
 
     def get(self, term: Term) -> Posting:
-        return self._terms.get(term) or Posting()
+        """REQUIRES: it is not changed."""
+        found = self._terms.get(term)
+        if isinstance(found, Posting):
+            return found
+        posting = Posting()
+        if found is not None:
+            posting.add(found)
+        return posting
 
     def mimes(self, sandbox: str, prefix: str) -> list[Term]:
         """The terms of all types that begin with `prefix`."""
@@ -68,23 +77,41 @@ class Postings:
 
     def move(self, serial: Serial, old: Collection[Term], new: Collection[Term]) -> None:
         """It had the terms `old`, and has the terms `new`."""
-        terms = self._terms
         for term in old:
             if term not in new:
-                posting = terms[term]
-                del posting.serials[serial]
-                if not posting.serials:
-                    del terms[term]
-                    if term[0] == "mime":
-                        del terms["mimes", term[1]].serials[term[2]]
+                self._remove(serial, term)
         for term in new:
             if term not in old:
-                posting = terms.get(term)  # type: ignore[assignment]
-                if posting is None:
-                    posting = terms[term] = Posting()
-                    if term[0] == "mime":
-                        self._terms.setdefault(("mimes", term[1]), Posting()).serials[term[2]] = None
-                posting.add(serial)
+                self._add(serial, term)
+
+    def _add(self, serial: Serial, term: Term) -> None:
+        terms = self._terms
+        found = terms.get(term)
+        if found is None:
+            terms[term] = serial
+            if term[0] == "mime":
+                mimes = terms.setdefault(("mimes", term[1]), Posting())
+                assert isinstance(mimes, Posting)
+                mimes.serials[term[2]] = None
+            return
+        if not isinstance(found, Posting):
+            first, found = found, Posting()
+            found.add(first)
+            terms[term] = found
+        found.add(serial)
+
+    def _remove(self, serial: Serial, term: Term) -> None:
+        terms = self._terms
+        found = terms[term]
+        if isinstance(found, Posting):
+            del found.serials[serial]
+            if found.serials:
+                return
+        del terms[term]
+        if term[0] == "mime":
+            mimes = terms["mimes", term[1]]
+            assert isinstance(mimes, Posting)
+            del mimes.serials[term[2]]
 
 
 def terms(sandbox: str, folder: str, metadata: Mapping[str, Any]) -> list[Term]:

@@ -39,6 +39,7 @@ from artfs.volume.catalogue import Catalogue
 from artfs.volume.lock import Lock
 from artfs.volume.packs import SEGMENT, Manifest, Place, list_packs, open_segment, pack_name, read_manifest
 from artfs.volume.rows import HEAD_KEY, Head, unpack_block
+from artfs.volume.saving import Note, write_note
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,8 @@ Progress = Callable[[int, int], None]
 class Recovered:
     """`moment`: nanoseconds since 1970; everything that was acknowledged before it is in the store.  `skipped`: newer
     copies that are damaged, newest first.  `namespaces`: how many there are; `elsewhere`: grid paths of those whose
-    bytes were only in the lost machine's directory: they cannot be read."""
+    bytes were only in the lost machine's directory: they cannot be read; `others`: URLs of other providers that
+    namespaces live with, which it has not looked at."""
 
     moment: int
     sequence: int
@@ -65,6 +67,7 @@ class Recovered:
     generation: int
     namespaces: int
     elsewhere: tuple[str, ...]
+    others: tuple[str, ...]
     bytes: int
     skipped: tuple[str, ...]
 
@@ -103,15 +106,17 @@ async def _recover(
     generation = await marker.take_over(marked, identity.uuid, manifest.generation)
     if max(await list_packs(provider)) != newest:  # the old host has saved meanwhile; it does not any more
         newest, manifest, skipped = await _fetch(provider, url, draft, progress)
-    namespaces, elsewhere = await to_thread.run_sync(_adapt, draft, generation)
-    await to_thread.run_sync(_finish, root, identity, {"provider": url, **config})
+    namespaces, homes = await to_thread.run_sync(_adapt, draft, generation)
+    note = Note(manifest.sequence, manifest.moment)
+    await to_thread.run_sync(_finish, root, identity, {"provider": url, **config}, note)
     return Recovered(
         moment=manifest.moment,
         sequence=manifest.sequence,
         uuid=identity.uuid,
         generation=generation,
         namespaces=namespaces,
-        elsewhere=elsewhere,
+        elsewhere=tuple(sorted(homes.pop("", ()))),
+        others=tuple(sorted(homes.keys() - {url})),
         bytes=manifest.size,
         skipped=skipped,
     )
@@ -243,8 +248,8 @@ def _write(restoring: Restoring, sequence: int, places: list[tuple[int, Place]],
 
 
 # making it a store
-def _adapt(path: Path, generation: int) -> tuple[int, tuple[str, ...]]:
-    """What differs from the copy.  Returns how many namespaces there are, and those whose bytes are lost."""
+def _adapt(path: Path, generation: int) -> tuple[int, dict[str, list[str]]]:
+    """What differs from the copy.  Returns how many namespaces there are, and their grid paths by provider."""
     engine = SqliteEngine(path, create=False)
     try:
         catalogue = Catalogue(engine)
@@ -263,14 +268,16 @@ def _adapt(path: Path, generation: int) -> tuple[int, tuple[str, ...]]:
                 row_value = head._replace(objects=min(numbers, 1 << 32)).pack()
                 batches.append(Batch(Serial(serial), Epoch(head.epoch), {HEAD_KEY: row_value}))
         engine.commit(batches, {("counter", "generation"): str(generation), ("journal", "state"): None})
-        homeless = sorted(n.grid_path for n in catalogue.by_serial.values() if n.home is None)
-        return len(catalogue.by_serial), tuple(homeless)
+        homes: dict[str, list[str]] = {}
+        for namespace in catalogue.by_serial.values():
+            homes.setdefault(namespace.provider, []).append(namespace.grid_path)
+        return len(catalogue.by_serial), homes
     finally:
         engine.close()
         path.with_suffix(".ballast").unlink(missing_ok=True)
 
 
-def _finish(root: Path, identity: Identity, config: Mapping[str, str]) -> None:
+def _finish(root: Path, identity: Identity, config: Mapping[str, str], note: Note) -> None:
     """Each step on the disk before the next; the last one makes it a store."""
     draft = root / DRAFT
     if not (root / CONFIG_FILE).exists():
@@ -283,6 +290,7 @@ def _finish(root: Path, identity: Identity, config: Mapping[str, str]) -> None:
     for suffix in ("-wal", "-shm"):  # of an attempt that was interrupted
         (root / f"meta.db{suffix}").unlink(missing_ok=True)
     os.rename(draft / "meta.db", root / "meta.db")
+    write_note(root, note)
     _sync_directory(root)
     try:
         os.link(draft / STORE_FILE, root / STORE_FILE)

@@ -16,15 +16,18 @@ from artfs.types import Epoch, Serial
 from artfs.volume.rows import BLOCK_KEY, HEAD_KEY, Head, unpack_block
 from artfs.volume.waiting import MustWait
 
+NEW = Head(1, 1, 2, 0, 0, 0)
+"""The counters of a namespace in which nothing is."""
+
 
 class Pending:
     """Changes within one epoch: rows (None: deleted), and blocks whose extents are not sealed, by key."""
 
     __slots__ = ("blocks", "checkpoint", "epoch", "rows")
 
-    def __init__(self, epoch: int) -> None:
+    def __init__(self, epoch: int, rows: dict[bytes, bytes | None] | None = None) -> None:
         self.epoch = epoch
-        self.rows: dict[bytes, bytes | None] = {}
+        self.rows: dict[bytes, bytes | None] = {} if rows is None else rows
         self.blocks: dict[bytes, Block] = {}
         self.checkpoint: Checkpoint | None = None
 
@@ -33,18 +36,27 @@ class Pending:
 
 
 class RowSet:
-    """`fresh`: the engine has no row of it yet.  `at` is the epoch of a checkpoint whose rows are seen instead of the
-    head's; nothing is pending then.  While a restore changes the engine's rows, `moving` is what a reader of them waits
-    for: nodes in memory are of before."""
+    """`fresh`: the engine has no row of it yet; `first`: those on their way there.  `at` is the epoch of a checkpoint
+    whose rows are seen instead of the head's; nothing is pending then.  While a restore changes the engine's rows,
+    `moving` is what a reader of them waits for: nodes in memory are of before."""
 
-    def __init__(self, engine: Engine, serial: Serial, at: Epoch | None = None, fresh: bool = False) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        serial: Serial,
+        at: Epoch | None = None,
+        fresh: bool = False,
+        first: dict[bytes, bytes | None] | None = None,
+    ) -> None:
         self.engine = engine
         self.serial = serial
         self.at = at
-        value = None if fresh else engine.get(serial, HEAD_KEY)
-        self.head = Head.unpack(value) if value else Head(1, 1, 2, 0, 0, 0)
+        value = first[HEAD_KEY] if first else None if fresh else engine.get(serial, HEAD_KEY)
+        self.head = Head.unpack(value) if value else NEW
         self.epoch = self.head.epoch
         self.closed_batches: list[Pending] = []
+        if first:
+            self.closed_batches.append(Pending(self.epoch, first))
         self.open_batch = Pending(self.epoch)
         self.rows = self.open_batch.rows
         self.blocks = self.open_batch.blocks

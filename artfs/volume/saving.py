@@ -27,9 +27,11 @@ the next has arrived.  One save runs at a time; callers that wait for the same m
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import monotonic, time_ns
 from typing import Any
@@ -64,6 +66,9 @@ READ = 1 << 20
 RETRY = 1.0, 60.0
 """Seconds between attempts of a save that fails: at first, at most."""
 SCRATCH = "meta.pack"
+NOTE = "saved.json"
+"""Beside the database, for people: sequence and moment of the last copy that was made from here, and the trouble that a
+process ended with which could not make one of what it had."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +85,7 @@ class Saved:
 
 @dataclass(frozen=True, slots=True)
 class SavingStatistics:
-    """`sequence` and `moment` of the newest copy, 0 if there is none yet; `bytes` put so far; `packs`, of
+    """`sequence` and `moment` of the newest copy, 0 if none was made from here; `bytes` put so far; `packs`, of
     `stored_bytes` in all, are in the provider; `seconds` that the last save took; `trouble`: why it failed."""
 
     saves: int
@@ -91,6 +96,15 @@ class SavingStatistics:
     stored_bytes: int
     seconds: float
     trouble: str
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What is in the file NOTE; zeros: no copy was made."""
+
+    sequence: int = 0
+    moment: int = 0
+    trouble: str = ""
 
 
 class Saver:
@@ -132,6 +146,7 @@ class Saver:
         self.saves = self.bytes = 0
         self._pages: Pages | None = None
         self._manifest: Manifest | None = None
+        self._noted = read_note(path.parent)
         self._stored: dict[int, int] | None = None
         self._next = 1
         self._version: int | None = None
@@ -192,6 +207,12 @@ class Saver:
             self._seconds = monotonic() - start
             return self.last
 
+    @asynccontextmanager
+    async def between(self) -> AsyncIterator[None]:
+        """No copy is on its way within."""
+        async with self._lock:
+            yield
+
     async def changed(self) -> bool:
         """Whether there may be something to save; cheap."""
         if self.last is None or not self.idle():
@@ -245,6 +266,7 @@ class Saver:
                 raise InvalidError(f"{pack_name(sequence)} in {self.provider.url} is another store's: choose a prefix")
             if manifest.packs <= stored.keys():
                 self._manifest = manifest
+                self._noted = Note(sequence, manifest.moment)
                 break
         self._stored = stored
         self._next = max(stored, default=0) + 1
@@ -291,6 +313,7 @@ class Saver:
         self._stored[manifest.sequence] = pack.size
         await self.provider.put(pack_name(manifest.sequence), pack.source)
         before, self._manifest = self._manifest, manifest
+        self._note(Note(manifest.sequence, moment))
         self.saves += 1
         self.bytes += pack.size
         await self._clean(manifest.packs | (before.packs if before is not None else set()))
@@ -332,17 +355,24 @@ class Saver:
 
     def statistics(self) -> SavingStatistics:
         stored = self._stored or {}
-        manifest = self._manifest
         return SavingStatistics(
             saves=self.saves,
             bytes=self.bytes,
-            sequence=manifest.sequence if manifest is not None else 0,
-            moment=manifest.moment if manifest is not None else 0,
+            sequence=self._noted.sequence,
+            moment=self._noted.moment,
             packs=len(stored),
             stored_bytes=sum(stored.values()),
             seconds=self._seconds,
-            trouble=str(self._refused or self.trouble or ""),
+            trouble=str(self._refused or self.trouble or self._noted.trouble),
         )
+
+    def give_up(self, why: str) -> None:
+        """This process ends without a copy of what it has."""
+        self._note(replace(self._noted, trouble=str(self._refused or self.trouble or why)))
+
+    def _note(self, note: Note) -> None:
+        self._noted = note
+        write_note(self.path.parent, note)
 
     def close(self) -> None:
         """REQUIRES: no save runs."""
@@ -353,6 +383,19 @@ class Saver:
 
 async def _nothing() -> None:
     pass
+
+
+def write_note(root: Path, note: Note) -> None:
+    with suppress(OSError):  # nothing depends on it
+        (root / NOTE).write_text(json.dumps(asdict(note)))
+
+
+def read_note(root: Path) -> Note:
+    """Of the store at `root`."""
+    try:
+        return Note(**json.loads((root / NOTE).read_text()))
+    except (OSError, ValueError, TypeError):
+        return Note()
 
 
 def _segments(image: Image) -> Iterator[memoryview]:

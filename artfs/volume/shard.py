@@ -19,7 +19,7 @@ import errno
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -32,12 +32,14 @@ from anyio import to_thread
 from artfs.blocks import Block, Chunk
 from artfs.errors import ArtfsError, DamagedError, FsError, InvalidError, NoSpaceError, UnavailableError
 from artfs.meta import Batch, Engine
+from artfs.meta.rules import FIRST
 from artfs.objects import Home, Providers
 from artfs.objects.local import LocalObjects
 from artfs.objects.remote import NoProviders, Remote
 from artfs.settings import Settings
 from artfs.types import Epoch, NamespaceType, Serial
 from artfs.volume.catalogue import Catalogue, Namespace, pack
+from artfs.volume.fresh import blob_rows
 from artfs.volume.journal import NAMESPACE, Journal, Log
 from artfs.volume.replay import replay
 from artfs.volume.rowset import Pending
@@ -75,7 +77,8 @@ class ShardStatistics:
 
 
 class Shard:
-    """See the module.  `run` must be running for anything that waits for room to go on."""
+    """See the module.  `fresh`: rows of BLOBs that were made and that nobody has opened, until a commit takes them.
+    `run` must be running for anything that waits for room to go on."""
 
     def __init__(
         self,
@@ -100,6 +103,8 @@ class Shard:
         self.trees: dict[Serial, Tree] = {}
         self.views: WeakSet[Tree] = WeakSet()
         self.changed: set[Tree] = set()
+        self.fresh: dict[Serial, dict[bytes, bytes | None]] = {}
+        self._leaving: dict[Serial, dict[bytes, bytes | None]] = {}
         self.failure: ArtfsError | None = None
         self.trouble: Exception | None = None
         self.commits = 0
@@ -113,12 +118,13 @@ class Shard:
         self._lock = anyio.Lock()
         self._room = anyio.Event()
         self._kick = anyio.Event()
-        for serial, prefix in engine.records("prefix").items():
-            objects.prefixes[int(serial)] = prefix
+        for namespace in self.catalogue.by_serial.values():
+            objects.prefixes[namespace.serial] = namespace.prefix
+        for serial, prefix in engine.records("prefix").items():  # of those that are gone, too
+            objects.prefixes.setdefault(int(serial), prefix)
         for serial, home in engine.records("home").items():
             self.remote.settle(int(serial), Home(**json.loads(home)))
         for namespace in self.catalogue.by_serial.values():
-            objects.prefixes[namespace.serial] = namespace.prefix
             self.remote.settle(namespace.serial, namespace.home)
         if isinstance(log, Journal):
             objects.logged = lambda: log.position
@@ -138,8 +144,11 @@ class Shard:
 
     def _open(self, namespace: Namespace, fresh: bool = False) -> Tree:
         """`fresh`: the engine knows nothing of it yet."""
+        serial = namespace.serial
+        first = self.fresh.pop(serial, None) or self._leaving.get(serial)
+        fresh |= first is not None
         try:
-            tree = Tree(self, namespace.serial, namespace.block_size, fresh=fresh)
+            tree = Tree(self, serial, namespace.block_size, fresh=fresh, first=first)
         except DamagedError as error:
             self.damaged(error)
             raise
@@ -183,13 +192,36 @@ class Shard:
         self.brief[namespace.serial] = None
         return tree
 
+    def create_blob(self, namespace: Namespace, mode: int, data: bytes) -> None:
+        """`create` of a BLOB of few bytes, without opening its tree.
+        REQUIRES: `is_small`; no set-group-id bit in `mode`."""
+        document, text = self.document(namespace, b"N", len(data))
+        self.catalogue.put(namespace, text)
+        self.catalogue.put_place(namespace)
+        data_mode = 0o666 & ~namespace.umask
+        entries, rows = blob_rows(mode, data_mode, namespace.uid, namespace.gid, namespace.created, data)
+        self.fresh[namespace.serial] = rows
+        self._swept.add(namespace.serial)
+        self._append(namespace.serial, document + entries, data)
+
+    def is_small(self, namespace: Namespace, data: bytes) -> bool:
+        """Whether its bytes lie in a row."""
+        return namespace.type is NamespaceType.BLOB and namespace.home is None and len(data) <= self.inline_limit
+
+    def on_the_way(self, serial: Serial) -> dict[bytes, bytes | None] | None:
+        """The rows of a BLOB that has no tree, if the engine has not got them."""
+        return self.fresh.get(serial) or self._leaving.get(serial)
+
     def update(self, namespace: Namespace) -> None:
         """Replace the document of a namespace that is there; as durable as any change of a tree.
         Errors: ExistsError; InvalidError if it is too long; FsError EROFS; MustWait."""
         document, text = self.document(namespace, b"U")
         self.catalogue.put(namespace, text)
+        self._append(namespace.serial, document)
+
+    def _append(self, serial: Serial, entries: bytes, data: bytes = b"") -> None:
         try:
-            self.log.append(namespace.serial, document)
+            self.log.append(serial, entries, data)
         except OSError as error:
             self.damaged(ArtfsError(f"the journal cannot be written: {error}"))
             raise FsError(errno.EIO) from error
@@ -265,8 +297,9 @@ class Shard:
         while True:
             self._kick = anyio.Event()
             with anyio.move_on_after(self.settings.commit_interval):
-                if not self._full():
+                if not (self._full() or self.objects.filled):
                     await self._kick.wait()
+            self.objects.filled = False
             self.objects.reap()
             if self.idle() or self.failure is not None:
                 continue
@@ -280,8 +313,10 @@ class Shard:
 
     def idle(self) -> bool:
         """Nothing waits for a commit."""
-        pending = self.changed or self.catalogue.records or self._unfinished() or self._lock.locked()
-        return not pending
+        return not (self._waiting() or self._lock.locked())
+
+    def _waiting(self) -> bool:
+        return bool(self.changed or self.fresh or self.catalogue.records or self._unfinished())
 
     def _full(self) -> bool:
         return self.log.used * KICK_SHARE >= self.log.soft
@@ -321,14 +356,15 @@ class Shard:
             await anyio.sleep(delay)
             delay = min(delay * 2, RETRY[1])
 
-    def fetch_ahead(self, chunk: Chunk) -> None:
+    def fetch_ahead(self, chunks: Iterable[Chunk]) -> None:
         """See `Owner`."""
-        if chunk.verified != self.objects.copies.get(chunk.object, 1):
-            self.remote.ahead(chunk)
+        self.remote.ahead(chunks)
 
     def stored(self) -> None:
         """See `Owner`."""
         self.remote.look_at_room()
+        if self.objects.filled:
+            self.kick()
 
     def _crowded(self, crowded: bool) -> None:
         self.crowded = crowded
@@ -349,7 +385,7 @@ class Shard:
             raise self.failure
         want = self._started + 1
         async with self._lock:
-            if self._started >= want:
+            if self._started >= want or not (self._waiting() or self.log.used):
                 return
             self._started += 1
             await self._commit()
@@ -365,6 +401,8 @@ class Shard:
             tree.cut()
             if tree.closed_batches:
                 work.append((tree, list(tree.closed_batches)))
+        fresh = self._leaving = self.fresh
+        self.fresh = {}
         records = self.catalogue.records
         self.catalogue.records = {}
         position = self.log.position if isinstance(self.log, Journal) else 0
@@ -372,10 +410,12 @@ class Shard:
             records["journal", "state"] = self.log.state()
         try:
             with anyio.CancelScope(shield=True):
-                sealed, lists = await to_thread.run_sync(self._write, work, records)
+                sealed, lists = await to_thread.run_sync(self._write, fresh, work, records)
         except BaseException as error:
             self._started -= 1
             self.changed |= trees
+            self._leaving = {}  # those that have a tree by now are with it
+            self.fresh |= {serial: rows for serial, rows in fresh.items() if serial not in self.trees}
             records.pop(("journal", "state"), None)  # whoever takes the rest has not committed the batches
             self.catalogue.records = records | self.catalogue.records
             if type(error) is OSError:
@@ -387,22 +427,32 @@ class Shard:
             raise error
         self.trouble = None
         self.commits += 1
+        self._leaving = {}
+        for serial in fresh.keys() & self.trees.keys():
+            tree = self.trees[serial]
+            if tree.closed_batches and tree.closed_batches[0].rows is fresh[serial]:
+                work.append((tree, tree.closed_batches[:1]))
         for tree, batches in work:
             tree.committed(batches, sealed, lists)
         if isinstance(self.log, Journal):
             self.log.free(position)
         self.close_idle()
         self.remote.look_at_room()
+        if self.objects.backed:
+            self.remote.kick()
         self._room.set()
         self._room = anyio.Event()
 
     def _write(
-        self, work: list[tuple[Tree, list[Pending]]], records: dict[tuple[str, str], str | None]
+        self,
+        fresh: dict[Serial, dict[bytes, bytes | None]],
+        work: list[tuple[Tree, list[Pending]]],
+        records: dict[tuple[str, str], str | None],
     ) -> tuple[Sealed, dict[int, Block]]:
         """In a thread: seal, sync, commit.  Returns where sources went, and the sealed lists by id of the old ones."""
         sealed = Sealed()
         lists: dict[int, Block] = {}
-        batches: list[Batch] = []
+        batches = [Batch(serial, FIRST, rows) for serial, rows in fresh.items()]
         for tree, pendings in work:
             for pending in pendings:
                 rows, done = seal(self.objects, tree.serial, pending.blocks, self.inline_limit, sealed)

@@ -50,8 +50,9 @@ class Tree(Attributes):
         at: Epoch | None = None,
         number: int | None = None,
         fresh: bool = False,
+        first: dict[bytes, bytes | None] | None = None,
     ) -> None:
-        super().__init__(owner, serial, block_size, at=at, number=number, fresh=fresh)
+        super().__init__(owner, serial, block_size, at=at, number=number, fresh=fresh, first=first)
         self.blob = False
         self.lasting = True
         self.volumes: Collection[object] = ()

@@ -7,9 +7,10 @@ follows without an await, so that nobody sees a state in between.
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
 from stat import S_IFMT, S_IFREG
 from time import gmtime, strftime, time_ns
@@ -19,10 +20,10 @@ from weakref import WeakSet
 import anyio
 from anyio import to_thread
 
-from artfs.errors import InvalidError, NotFoundError
+from artfs.errors import FsError, InvalidError, NotFoundError
 from artfs.grid import check_checkpoint_name
 from artfs.meta import Checkpoint
-from artfs.types import Epoch
+from artfs.types import Epoch, Serial
 from artfs.volume.catalogue import Namespace
 from artfs.volume.dead import void
 from artfs.volume.difference import Difference, difference
@@ -274,19 +275,7 @@ class Volume:
 
     async def destroy(self) -> list[Node]:
         """Delete the namespace with all its versions.  Returns the nodes that were in memory: they are void."""
-        tree = self.tree
-        catalogue = self.shard.catalogue
-        async with self.exclusive(), self.shard.committing():
-            catalogue.remove(self.namespace)
-            records = catalogue.records
-            catalogue.records = {}
-            try:
-                await _thread(self.shard.engine.destroy, tree.serial, records)
-            except BaseException:
-                catalogue.records = records | catalogue.records
-                catalogue.put(self.namespace)
-                raise
-            return self._close()
+        return (await destroy_all(self.shard, [self.namespace]))[self.namespace.serial]
 
     async def shelve(self, trashed: Namespace) -> list[Node]:
         """Put the namespace into the trash: nobody reaches it there.  Returns the nodes that were in memory."""
@@ -296,13 +285,7 @@ class Volume:
             return self._close()
 
     def _close(self) -> list[Node]:
-        tree = self.tree
-        tree.read_only = True
-        nodes = list(tree.nodes.values())
-        tree.nodes.clear()
-        void(nodes)
-        self.shard.close_tree(tree.serial)
-        return nodes
+        return _closed(self.shard, self.tree)
 
     # the way in
     @asynccontextmanager
@@ -339,6 +322,54 @@ def _check_length(what: str, value: Any) -> None:
     """A checkpoint is one record of the journal, whose length has a bound."""
     if len(json.dumps(value)) > LABELS_MAX:
         raise InvalidError(f"the {what} of a checkpoint may have {LABELS_MAX} bytes of JSON; shorten it")
+
+
+async def destroy_all(shard: Shard, namespaces: Sequence[Namespace]) -> dict[Serial, list[Node]]:
+    """Delete namespaces with all their versions, in one transaction.  Returns the nodes of each that were in memory:
+    they are void.  Errors: FsError EROFS, ENOSPC, EIO; as the engine; nothing has changed then."""
+    held: set[Serial] = set()
+    serials = {namespace.serial for namespace in namespaces}
+    async with AsyncExitStack() as stack:
+        while True:
+            if serials & shard.fresh.keys():
+                await shard.commit()
+            for namespace in namespaces:
+                if namespace.serial in shard.trees and namespace.serial not in held:
+                    await stack.enter_async_context(Volume(shard, namespace).exclusive())
+                    held.add(namespace.serial)
+            async with shard.committing():
+                if serials & shard.trees.keys() <= held and not serials & shard.fresh.keys():
+                    return await _destroy(shard, namespaces)
+
+
+async def _destroy(shard: Shard, namespaces: Sequence[Namespace]) -> dict[Serial, list[Node]]:
+    """REQUIRES: no commit runs, and nothing of them is pending."""
+    if shard.failure is not None:
+        raise FsError(errno.EROFS)
+    catalogue = shard.catalogue
+    for namespace in namespaces:
+        catalogue.remove(namespace)
+    records = catalogue.records
+    catalogue.records = {}
+    try:
+        await _thread(shard.engine.destroy, [namespace.serial for namespace in namespaces], records)
+    except BaseException:
+        catalogue.records = records | catalogue.records
+        for namespace in namespaces:
+            catalogue.put(namespace)
+        raise
+    trees = {namespace.serial: shard.trees.get(namespace.serial) for namespace in namespaces}
+    return {serial: [] if tree is None else _closed(shard, tree) for serial, tree in trees.items()}
+
+
+def _closed(shard: Shard, tree: Tree) -> list[Node]:
+    """The tree is out of use; the nodes that it had in memory."""
+    tree.read_only = True
+    nodes = list(tree.nodes.values())
+    tree.nodes.clear()
+    void(nodes)
+    shard.close_tree(tree.serial)
+    return nodes
 
 
 async def _thread(call: Any, *args: Any) -> Any:

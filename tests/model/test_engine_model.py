@@ -145,10 +145,10 @@ class Histories(RuleBasedStateMachine):
         at = data.draw(st.sampled_from([None, *sorted(model.saved)]))
         if data.draw(st.booleans()):
             target = Serial(3 - serial)
-            self.engine.destroy(target)
+            self.engine.destroy([target])
         else:
             if self.last_serial > 2:  # one such clone at a time keeps the checks fast
-                self.engine.destroy(Serial(self.last_serial))
+                self.engine.destroy([Serial(self.last_serial)])
                 del self.models[Serial(self.last_serial)]
             self.last_serial += 1
             target = Serial(self.last_serial)
@@ -158,7 +158,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(serial=SOURCES)
     def destroy(self, serial: Serial) -> None:
-        self.engine.destroy(serial)
+        self.engine.destroy([serial])
         self.models[serial] = Model()
 
     @invariant()

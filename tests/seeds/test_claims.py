@@ -249,11 +249,9 @@ async def test_namespaces_outlive_the_store_that_made_them(tmp_path: Path) -> No
             assert [c.name for c in await second.list_checkpoints(namespace)] == ["v1"]
 
 
+@pytest.mark.usefixtures("own_environment")
 @on_both_loops
-async def test_configuration_is_what_a_store_is_made_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("ARTIFACT_PROVIDER", "ARTIFACT_FS_ROOT", "VFS_ROOT_PATH"):
-        monkeypatch.setenv(name, "")  # restored at the end; the calls below set them
-        monkeypatch.delenv(name)
+async def test_configuration_is_what_a_store_is_made_with(tmp_path: Path) -> None:
     for config in (configure_filesystem(root=str(tmp_path / "fs")), configure_memory()):
         async with ArtifactStore(**config) as store:
             assert await store.read_namespace(await blob(store)) == b"data"

@@ -8,12 +8,12 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from artfs import config
+from artfs import ArtifactStore, config
 from artfs.errors import InvalidError
 from artfs.sessions import factory_for_env
 
@@ -38,12 +38,6 @@ VARIABLES = {
     "REDIS_URL",
 }
 
-ARGUMENTS = {
-    "root", "bucket", "storage_provider", "session_provider", "sandbox_id", "session_ttl_hours", "max_retries",
-    "providers", "shared_writable",
-}  # fmt: skip
-"""Of `ArtifactStore`."""
-
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
@@ -54,75 +48,108 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 
 COS = "https://s3.us-south.cloud-object-storage.appdomain.cloud"
-CASES: list[tuple[Callable[..., config.Configuration], dict[str, Any], dict[str, str], dict[str, str]]] = [
+# What is called, the arguments that it stands for, the variables of the mapping, and further spellings that are set.
+Names = dict[str, str]
+CASES: list[tuple[Callable[..., config.Configuration], dict[str, Any], Names, Names, Names]] = [
     (
         config.configure_memory,
         {},
         {"storage_provider": "memory", "session_provider": "memory"},
-        {"ARTIFACT_PROVIDER": "memory", "SESSION_PROVIDER": "memory"},
+        {"ARTIFACT_PROVIDER": "memory", "SESSION_PROVIDER": "memory", "ARTIFACT_BUCKET": "mcp-artifacts"},
+        {},
     ),
     (
         config.configure_filesystem,
         {"root": "./my-artifacts"},
         {"storage_provider": "filesystem", "root": "./my-artifacts"},
-        {"ARTIFACT_PROVIDER": "filesystem", "ARTIFACT_FS_ROOT": "./my-artifacts", "VFS_ROOT_PATH": "./my-artifacts"},
+        {"ARTIFACT_PROVIDER": "filesystem", "ARTIFACT_FS_ROOT": "./my-artifacts", "SESSION_PROVIDER": "memory"}
+        | {"ARTIFACT_BUCKET": "mcp-artifacts"},
+        {"VFS_ROOT_PATH": "./my-artifacts"},
     ),
     (
         config.configure_sqlite,
         {"path": Path("/data/a.db")},
         {"storage_provider": "sqlite", "root": "/data/a.db"},
-        {"ARTIFACT_PROVIDER": "sqlite", "ARTIFACT_SQLITE_PATH": "/data/a.db", "SQLITE_DB_PATH": "/data/a.db"},
+        {"ARTIFACT_PROVIDER": "sqlite", "ARTIFACT_SQLITE_PATH": "/data/a.db", "SESSION_PROVIDER": "memory"}
+        | {"ARTIFACT_BUCKET": "mcp-artifacts"},
+        {"SQLITE_DB_PATH": "/data/a.db"},
     ),
     (
         config.configure_s3,
         {"bucket": "b"},
         {"storage_provider": "s3", "bucket": "b"},
-        {"ARTIFACT_PROVIDER": "s3", "ARTIFACT_BUCKET": "b", "AWS_S3_BUCKET": "b", "AWS_REGION": "us-east-1"}
-        | {"AWS_DEFAULT_REGION": "us-east-1", "SESSION_PROVIDER": "memory"},
+        {"ARTIFACT_PROVIDER": "s3", "ARTIFACT_BUCKET": "b", "AWS_REGION": "us-east-1", "SESSION_PROVIDER": "memory"},
+        {"AWS_DEFAULT_REGION": "us-east-1", "AWS_S3_BUCKET": "b"},
     ),
     (
         config.configure_s3,
         {"bucket": "b", "access_key": "k", "secret_key": "s", "endpoint_url": "http://h:9000", "region": "eu-west-1"}
         | {"session_provider": "redis"},
         {"storage_provider": "s3", "bucket": "b", "session_provider": "redis"},
-        {"ARTIFACT_PROVIDER": "s3", "ARTIFACT_BUCKET": "b", "AWS_S3_BUCKET": "b", "AWS_REGION": "eu-west-1"}
-        | {"AWS_DEFAULT_REGION": "eu-west-1", "SESSION_PROVIDER": "redis", "AWS_ACCESS_KEY_ID": "k"}
-        | {"AWS_SECRET_ACCESS_KEY": "s", "S3_ENDPOINT_URL": "http://h:9000"},
+        {"ARTIFACT_PROVIDER": "s3", "ARTIFACT_BUCKET": "b", "AWS_REGION": "eu-west-1", "SESSION_PROVIDER": "redis"}
+        | {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "S3_ENDPOINT_URL": "http://h:9000"},
+        {"AWS_DEFAULT_REGION": "eu-west-1", "AWS_S3_BUCKET": "b"},
     ),
     (
         config.configure_ibm_cos,
         {"bucket": "b", "access_key": "k", "secret_key": "s"},
         {"storage_provider": "ibm_cos", "bucket": "b"},
-        {"ARTIFACT_PROVIDER": "ibm_cos", "ARTIFACT_BUCKET": "b", "IBM_COS_ACCESS_KEY": "k", "IBM_COS_SECRET_KEY": "s"}
+        {"ARTIFACT_PROVIDER": "ibm_cos", "ARTIFACT_BUCKET": "b", "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}
         | {"IBM_COS_ENDPOINT": COS, "AWS_REGION": "us-south", "SESSION_PROVIDER": "memory"},
+        {"IBM_COS_ACCESS_KEY": "k", "IBM_COS_SECRET_KEY": "s"},
     ),
     (
         config.configure_redis_session,
         {"redis_url": "redis://n1:7000,n2:7001"},
         {"session_provider": "redis"},
         {"SESSION_PROVIDER": "redis", "SESSION_REDIS_URL": "redis://n1:7000,n2:7001"},
+        {},
     ),
 ]
 
 
-@pytest.mark.parametrize(("configure", "options", "arguments", "variables"), CASES)
+@pytest.mark.parametrize(("configure", "options", "arguments", "variables", "spellings"), CASES)
 def test_what_is_configured(
     configure: Callable[..., config.Configuration],
     options: dict[str, Any],
-    arguments: dict[str, str],
-    variables: dict[str, str],
+    arguments: Names,
+    variables: Names,
+    spellings: Names,
     environment: dict[str, str],
 ) -> None:
     found = configure(**options)
-    assert found == arguments
-    assert {**found} == arguments
-    assert set(found) <= ARGUMENTS
-    assert environment == found.environment == variables
-    assert set(variables) <= set(VARIABLES)
-    assert all(isinstance(value, str) for value in environment.values())
-    assert [found[name] for name in variables] == list(variables.values())
+    assert found == variables
+    assert {**found} == variables
+    assert environment == found.environment == {**variables, **spellings}
+    assert set(environment) <= set(VARIABLES)
+    assert all(type(value) is str for value in environment.values())
+    assert {name: found[name] for name in (*spellings, *arguments)} == {**spellings, **arguments}
     with pytest.raises(KeyError):
         found["nosuch"]
+
+
+def test_a_store_takes_what_was_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*VARIABLES, "ARTFS_ROOT"):
+        monkeypatch.setenv(name, "")
+    memory = config.configure_memory()
+    s3 = config.configure_s3(bucket="bucket", access_key="k", secret_key="s", endpoint_url="http://h:9000")
+    redis = config.configure_redis_session("redis://h:1/2")
+    files = config.configure_filesystem(tmp_path / "files")
+    one = config.configure_sqlite(tmp_path / "a.db")
+    monkeypatch.setenv("ARTFS_ROOT", str(tmp_path / "other"))
+    found = [ArtifactStore(**each) for each in (memory, s3, redis, files, one)]
+    assert [store.storage_provider for store in found] == [
+        "vfs-memory", "vfs-s3", "vfs-sqlite", "vfs-filesystem", "vfs-sqlite"
+    ]  # fmt: skip
+    assert [store.session_provider for store in found] == ["memory", "memory", "redis", "redis", "redis"]
+    assert (found[0].root, found[1].bucket, found[3].root) == (None, "bucket", str(tmp_path / "files"))
+    assert ArtifactStore(**memory, sandbox_id="web").sandbox_id == "web"
+    assert ArtifactStore(bucket="other", **s3).bucket == "other"
+    config.configure_s3(bucket="bucket", access_key="another", secret_key="s")
+    with pytest.raises(InvalidError, match="AWS_ACCESS_KEY_ID is read from the environment"):
+        ArtifactStore(**s3)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'ARTIFACT_BUKKET'"):
+        ArtifactStore(ARTIFACT_BUKKET="b")
 
 
 def test_what_is_left_out_stays(environment: dict[str, str]) -> None:
@@ -136,15 +163,13 @@ def test_what_is_left_out_stays(environment: dict[str, str]) -> None:
     )
 
 
-def test_a_session_manager_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SESSION_PROVIDER", "SESSION_REDIS_URL"):
-        monkeypatch.setenv(name, "")
+@pytest.mark.usefixtures("own_environment")
+def test_a_session_manager_reads_it() -> None:
     config.configure_redis_session("redis://h:1/2")
     made: Any = factory_for_env()()
     assert str(made.address) == "redis://h:1"
     config.configure_memory()
     assert type(factory_for_env()()).__name__ == "MemoryProvider"
-    monkeypatch.undo()
 
 
 @pytest.mark.parametrize(
@@ -171,15 +196,17 @@ class Recorded:
 
 
 def test_setups(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    store = ModuleType("artfs.store")
-    store.__dict__["ArtifactStore"] = Recorded
-    monkeypatch.setitem(sys.modules, "artfs.store", store)
-    assert config.create_store(sandbox_id="web").arguments == {"sandbox_id": "web"}
-    assert config.development_setup().arguments == {"storage_provider": "memory", "session_provider": "memory"}
-    assert config.testing_setup("/tmp/x").arguments == {"storage_provider": "filesystem", "root": "/tmp/x"}
-    assert environment["ARTIFACT_FS_ROOT"] == "/tmp/x"
-    assert config.production_setup(storage_type="s3", bucket="b").arguments == {"storage_provider": "s3", "bucket": "b"}
-    assert config.production_setup(storage_type="sqlite", path="x.db").arguments["root"] == "x.db"
+    monkeypatch.setattr(config, "ArtifactStore", Recorded)
+    made: Any = config.create_store(sandbox_id="web")
+    assert made.arguments == {"sandbox_id": "web"}
+    made = config.development_setup()
+    assert made.arguments == config.configure_memory()
+    made = config.testing_setup("/tmp/x")
+    assert made.arguments == config.configure_filesystem("/tmp/x")
+    made = config.production_setup(storage_type="s3", bucket="b")
+    assert made.arguments == config.configure_s3(bucket="b")
+    made = config.production_setup(storage_type="sqlite", path="x.db")
+    assert made.arguments["ARTIFACT_SQLITE_PATH"] == environment["SQLITE_DB_PATH"] == "x.db"
     with pytest.raises(TypeError):
         config.production_setup(storage_type="s3", root="x")
 

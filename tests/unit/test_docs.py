@@ -113,6 +113,13 @@ async def test_every_field_of_the_status_is_documented() -> None:
     assert found["waiting"].keys() <= named
 
 
+def test_every_switch_of_the_tests_is_documented() -> None:
+    read = re.compile(r"environ(?:\.get\(|\[)\"(ARTFS_(?:TEST|LEAK)_\w+)")
+    found = {name for path in (ROOT / "tests").rglob("*.py") for name in read.findall(path.read_text())}
+    documented = set(re.findall(r"ARTFS_(?:TEST|LEAK)_\w+", (ROOT / "docs/testing.md").read_text()))
+    assert documented == found
+
+
 def test_every_option_of_an_s3_url_is_documented() -> None:
     section = (ROOT / "docs/configuration.md").read_text().partition("Options of an s3 URL")[2].partition("\n## ")[0]
     named = set(re.findall(r"^\| (\w+)=", section, re.MULTILINE))

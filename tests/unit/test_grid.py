@@ -149,7 +149,7 @@ def test_good_ids(id: str) -> None:
     assert session_key(f"sess-{id}") == session_key(id) == id
 
 
-@pytest.mark.parametrize("id", ["", ".", "..", "a/b", "a b", "ä", "a\n", "x" * 129, *RESERVED])
+@pytest.mark.parametrize("id", ["", ".", "..", "a/b", "a b", "ä", "a\n", "x" * 129, *sorted(RESERVED)])
 def test_bad_ids(id: str) -> None:
     with pytest.raises(InvalidError, match="user id"):
         check_id("user", id)

@@ -83,6 +83,30 @@ def test_a_daemon_left_behind_fails_the_run_and_is_ended(tmp_path: Path) -> None
     assert not alive(int((tmp_path / "pid").read_text()))
 
 
+def test_what_would_mislead_the_next_test_fails_its_own(tmp_path: Path) -> None:
+    """A variable that stores read, changed or new; a store in the working directory; another working directory."""
+    done = run(
+        tmp_path,
+        "import os, pathlib\n"
+        "os.environ['S3_ENDPOINT_URL'] = 'before'\n"
+        "def test_new(): os.environ['ARTIFACT_PROVIDER'] = 'memory'\n"
+        "def test_changed(): os.environ['S3_ENDPOINT_URL'] = 'after'\n"
+        "def test_restored(): assert os.environ['S3_ENDPOINT_URL'] == 'before' \n"
+        "def test_gone(): assert 'ARTIFACT_PROVIDER' not in os.environ\n"
+        "def test_file(): pathlib.Path('artifacts.db').touch()\n"
+        "def test_folder(): pathlib.Path('artifacts').mkdir()\n"
+        "def test_elsewhere(tmp_path): os.chdir(tmp_path)\n"
+        "def test_tidy(monkeypatch): monkeypatch.setenv('ARTFS_ROOT', 'x')\n",
+    )
+    assert done.returncode == 1
+    assert "8 passed, 5 errors" in done.stdout
+    for name in ("ARTIFACT_PROVIDER", "S3_ENDPOINT_URL"):
+        assert f"left in the environment: {name}" in done.stdout
+    for name in ("artifacts.db", "artifacts"):
+        assert f"left in the working directory: {name}" in done.stdout
+    assert "left in another working directory" in done.stdout
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs needs root")
 def test_a_mount_left_behind_fails_its_test_and_is_taken_away(tmp_path: Path) -> None:
     done = run(

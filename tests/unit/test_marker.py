@@ -30,6 +30,14 @@ async def test_an_empty_place_is_claimed_once(place: MemoryProvider) -> None:
     await marker.check(place, A, 0)
 
 
+async def test_a_place_that_was_ours_and_is_empty_is_not_claimed_again(place: MemoryProvider) -> None:
+    with pytest.raises(InvalidError, match="memory: is empty, but this store keeps objects there"):
+        await marker.claim(place, A, 0, known=True)
+    assert await marker.read(place) is None
+    await marker.claim(place, A, 0)
+    await marker.claim(place, A, 0, known=True)
+
+
 async def test_a_place_of_another_store_is_refused(place: MemoryProvider) -> None:
     await marker.claim(place, A, 0)
     for judge in (marker.claim, marker.check):

@@ -228,3 +228,34 @@ def test_ibms_endpoint_is_found_when_it_is_opened() -> None:
     assert with_endpoint(place, {"IBM_COS_ENDPOINT": "cos.example.org"}).endpoint_url == "https://cos.example.org"
     plain = parse_url("s3://bucket").place
     assert with_endpoint(plain, {"IBM_COS_ENDPOINT": "cos.example.org"}) is plain
+
+
+def test_what_a_url_leaves_out_is_the_environments_when_it_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = {"S3_ENDPOINT_URL": "localhost:9000", "S3_SSE_ALGORITHM": "AES256", "IBM_COS_ENDPOINT": "http://cos"}
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+
+    def place(url: str) -> Place:
+        provider = open_provider(url, LIMITS)
+        assert isinstance(provider, S3Provider) and provider.url == url  # the identity is as it was
+        return provider.place
+
+    assert place("s3://bucket") == Place("bucket", "", "https://localhost:9000", addressing="auto", sse="AES256")
+    own = place("s3://bucket?endpoint_url=http://own&sse=aws:kms&kms_key=k")
+    assert (own.endpoint_url, own.sse, own.kms_key) == ("http://own", "aws:kms", "k")
+    assert place("s3://bucket?flavor=ibm").endpoint_url == "http://cos"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("S3_ENDPOINT_URL", "ftp://host", "S3_ENDPOINT_URL is http://HOST"),
+        ("S3_ENDPOINT_URL", "http://user:hush@host", "S3_ENDPOINT_URL is http://HOST"),
+        ("S3_SSE_ALGORITHM", "DES", "S3_SSE_ALGORITHM: sse is one of AES256, aws:kms, not 'DES'"),
+    ],
+)
+def test_what_the_environment_cannot_say(name: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InvalidError, match=message) as caught:
+        open_provider("s3://bucket", LIMITS)
+    assert "hush" not in str(caught.value)

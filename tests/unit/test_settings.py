@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from artfs.errors import ArtfsError, DamagedError, ExistsError, FormatError, InvalidError, NotFoundError
+from artfs.root import find_root
 from artfs.settings import (
     FORMAT,
     Settings,
     create_store,
-    find_root,
     load_settings,
     parse_principal,
     read_store,
@@ -147,6 +147,12 @@ def test_the_environment_wins_over_the_file_over_the_defaults(root: Path) -> Non
         ("journal_size = 8388609", "config.toml: journal_size: must be a multiple of 4096"),
         ("journal_size = 4096", "config.toml: journal_size"),
         ("block_size = 1048576", "config.toml: block_size was fixed when the store was made"),
+        ("encryption_key = '5a5a'", "config.toml: encryption_key: must be file:PATH, env:NAME or command:ARGV"),
+        ("encryption_key = 'env:'", "config.toml: encryption_key: must be"),
+        ("endpoint = 'here'", "config.toml: endpoint: 'here' is no address; write host:port"),
+        ("cache_low = 0.96", "cache_low, 0.96, must not be above cache_high, 0.95"),
+        ("compression = 'gzip'", "config.toml: compression"),
+        ("providers = {team = 'memory:'}", "config.toml: providers"),
         ("sandbox = 'grid'", "config.toml: sandbox: sandbox id 'grid' is a reserved word"),
         ("umask = '9'", "config.toml: umask"),
         ("uid_map = {5 = 'ann'}", "config.toml: uid_map: 'ann' is nobody"),

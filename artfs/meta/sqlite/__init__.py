@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 
 from artfs.errors import DamagedError, ExistsError, NotFoundError
@@ -28,6 +29,16 @@ WRONG_LINES = 20
 
 class _OtherValueError(Exception):
     """A row is not what `swap` was told: the transaction is rolled back."""
+
+
+def _is_small(batch: Batch) -> bool:
+    """Of a namespace without checkpoints: whether it only puts a few rows, so that neighbours can go with it."""
+    return len(batch.rows) <= CHUNK and batch.checkpoint is None and None not in batch.rows.values()
+
+
+def _head_rows(batch: Batch) -> Iterator[tuple[Serial, bytes, Epoch, bytes | None]]:
+    for key, value in sorted(batch.rows.items()):
+        yield batch.serial, key, batch.epoch if key < PLAIN else FIRST, value
 
 
 class SqliteEngine:
@@ -71,11 +82,17 @@ class SqliteEngine:
         freeing: bool = False,
     ) -> None:
         def work() -> None:
-            newest = require_valid(batches, self._newest)
-            for index, batch in enumerate(batches):
-                self._apply(batch.serial, batch.rows, batch.epoch, newest[index])
-                if batch.checkpoint is not None:
-                    self._put_checkpoint(batch.serial, batch.checkpoint)
+            pinned = self._pinned({batch.serial for batch in batches})
+            newest = require_valid(batches, lambda serial: pinned.get(serial, Epoch(0)))
+            for small, indexes in groupby(range(len(batches)), lambda i: not newest[i] and _is_small(batches[i])):
+                if small:
+                    self._db.run_many(sql.PUT, (row for i in indexes for row in _head_rows(batches[i])))
+                    continue
+                for i in indexes:
+                    batch = batches[i]
+                    self._apply(batch.serial, batch.rows, batch.epoch, newest[i])
+                    if batch.checkpoint is not None:
+                        self._put_checkpoint(batch.serial, batch.checkpoint)
             self._record(records)
 
         if batches or records:
@@ -95,13 +112,15 @@ class SqliteEngine:
             many(sql.DELETE, [(serial, key) for key in keys if rows[key] is None])
 
     def _record(self, records: Mapping[tuple[str, str], str | None]) -> None:
-        for (kind, id), text in records.items():
-            if text is None:
-                self._db.run(sql.DELETE_RECORD, (kind, id))
-            else:
-                self._db.run(sql.PUT_RECORD, (kind, id, text))
+        self._db.run_many(sql.DELETE_RECORD, [name for name, text in records.items() if text is None])
+        puts = ((kind, id, text) for (kind, id), text in sorted(records.items()) if text is not None)
+        self._db.run_many(sql.PUT_RECORD, puts)
 
     # versions
+    def _pinned(self, serials: set[Serial]) -> dict[Serial, Epoch]:
+        """The newest checkpoint's epoch of those that have one."""
+        return dict(self._db.query(sql.PINNED, (json.dumps(list(serials)),)))
+
     def _newest(self, serial: Serial) -> Epoch:
         return Epoch(self._db.query(sql.NEWEST, (serial,))[0][0])
 
@@ -183,10 +202,10 @@ class SqliteEngine:
 
         self._db.transact(work)
 
-    def destroy(self, serial: Serial, records: Mapping[tuple[str, str], str | None] = {}) -> None:
+    def destroy(self, serials: Collection[Serial], records: Mapping[tuple[str, str], str | None] = {}) -> None:
         def work() -> None:
             for table in sql.VERSIONED_TABLES:
-                self._db.run(f"DELETE FROM {table} WHERE serial = ?", (serial,))
+                self._db.run_many(f"DELETE FROM {table} WHERE serial = ?", [(serial,) for serial in serials])
             self._record(records)
 
         self._db.transact(work, freeing=True)

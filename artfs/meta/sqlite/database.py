@@ -15,7 +15,7 @@ import contextlib
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +215,7 @@ class Database:
         """A statement of the transaction that is running."""
         self.writer.execute(statement, bindings)
 
-    def run_many(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    def run_many(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
         """A statement of the transaction that is running, for each of `rows`."""
         self.writer.executemany(statement, rows)
 
