@@ -215,6 +215,8 @@ def _checked(what: str, place: Place) -> Place:
         value = getattr(place, name)
         if value and value not in choices:
             raise InvalidError(f"{what}: {name} is one of {', '.join(choices)}, not {value!r}")
+    if place.retries and not (place.retries.isascii() and place.retries.isdecimal() and int(place.retries) <= 20):
+        raise InvalidError(f"{what}: retries is a number from 0 to 20, not {place.retries!r}")
     if place.kms_key and place.sse != "aws:kms":
         raise InvalidError(f"{what}: kms_key is for sse=aws:kms")
     return _replaced(

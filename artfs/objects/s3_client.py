@@ -3,11 +3,12 @@
 A client exists as long as a provider uses it, and no longer than its loop.  All of this runs on asyncio, below
 `artfs.aio.Bridge`.
 
-A client tries again by itself, `ATTEMPTS` times at most, after pauses that are random and grow; a budget of tries that
-successes fill up makes it give up sooner while nothing works.  Whoever calls sets a limit to the whole
-(`artfs.objects.s3_uploads`).  It adapts to a server that is too busy by what it sends at once: half as much after each
-such answer, one part more after each success.  botocore's own "adaptive" mode holds back every request instead: with a
-third of the answers 503 a hundred small reads took 48 s here, not 3 s, and minutes after the server was well again.
+A client tries again by itself, `DEFAULT_MAX_RETRIES` times if its URL says nothing else, after pauses that are random
+and grow; a budget of tries that successes fill up makes it give up sooner while nothing works.  Whoever calls sets a
+limit to the whole (`artfs.objects.s3_uploads`).  It adapts to a server that is too busy by what it sends at once: half
+as much after each such answer, one part more after each success.  botocore's own "adaptive" mode holds back every
+request instead: with a third of the answers 503 a hundred small reads took 48 s here, not 3 s, and minutes after the
+server was well again.
 
 Nothing here is imported before the first request: botocore takes half a second.
 """
@@ -30,8 +31,8 @@ from anyio.lowlevel import RunVar
 from artfs.errors import DeniedError, InvalidError
 from artfs.objects.s3_bodies import Body, content_md5
 from artfs.objects.s3_errors import Refused
+from artfs.types import DEFAULT_MAX_RETRIES
 
-ATTEMPTS = 4
 CONNECTIONS = 128
 AHEAD = 2
 """Parts that are read and hashed while as many as may be sent are on their way."""
@@ -43,7 +44,8 @@ SMALL = 64 << 10
 @dataclass(frozen=True, slots=True)
 class Place:
     """What a provider's URL says.  `prefix` without slashes at its ends; `addressing`: "auto", "path" or "virtual";
-    `ca`: a file of certificates; `flavor`: "" or "ibm", which decides where the credentials are."""
+    `ca`: a file of certificates; `flavor`: "" or "ibm", which decides where the credentials are; `retries`: a
+    number, or "" for the default."""
 
     bucket: str
     prefix: str = ""
@@ -54,6 +56,7 @@ class Place:
     kms_key: str = ""
     ca: str = ""
     flavor: str = ""
+    retries: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +158,7 @@ async def _made(endpoint: Endpoint) -> Client:
         signature_version="s3v4",
         connect_timeout=max(min(endpoint.timeout / 2, 10.0), 0.5),
         read_timeout=endpoint.timeout,
-        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+        retries={"mode": "standard", "total_max_attempts": 1 + int(place.retries or DEFAULT_MAX_RETRIES)},
         max_pool_connections=CONNECTIONS,
         http_session_cls=importlib.import_module("artfs.objects.s3_session").Session,
         tcp_keepalive=True,

@@ -25,7 +25,7 @@ from artfs.grid import Prefixes, check_id, session_key
 from artfs.objects.opening import for_type
 from artfs.sessions.provider_factory import check_provider
 from artfs.sessions.session_manager import default_sandbox
-from artfs.store.choosing import Place, arguments_of, by_provider, choose, scope_homes
+from artfs.store.choosing import REMOTE, Place, arguments_of, by_provider, choose, scope_homes
 from artfs.store.elsewhere import Elsewhere
 from artfs.store.handle import Handle
 from artfs.store.operations.admin import AdminOperations
@@ -37,7 +37,7 @@ from artfs.store.operations.namespaces import NamespaceOperations
 from artfs.store.operations.presigned import PresignedURLOperations
 from artfs.store.operations.sessions import HOURS_MAX, SessionOperations
 from artfs.store.public_errors import public
-from artfs.types import DEFAULT_BUCKET, DEFAULT_SESSION_TTL_HOURS, SessionProvider
+from artfs.types import DEFAULT_BUCKET, DEFAULT_MAX_RETRIES, DEFAULT_SESSION_TTL_HOURS, SessionProvider
 
 HOUR = 3600.0
 Who = dict[str, Any]
@@ -58,6 +58,7 @@ class ArtifactStore(
     """`root`: a directory (or an sqlite file) that other processes and mounts may use, too; without it ARTFS_ROOT, else
     what the provider gives; else the store is in memory, which all such stores of the process share, parted by sandbox.
 
+    `max_retries`: how often a request to S3 that failed is sent again (0 to 20).
     `providers`: {scope: provider} for namespaces that name none; `shared_writable`: callers that are checked may write
     in sandbox scope; `variables`: environment variables in the place of arguments, as `artfs.config` gives them.
     Errors: InvalidError (a ValueError) for what can never be right.
@@ -70,7 +71,7 @@ class ArtifactStore(
         session_provider: str | None = None,
         sandbox_id: str | None = None,
         session_ttl_hours: float = DEFAULT_SESSION_TTL_HOURS,
-        max_retries: int = 3,
+        max_retries: int = DEFAULT_MAX_RETRIES,
         *,
         root: str | os.PathLike[str] | None = None,
         providers: Mapping[Any, str] | None = None,
@@ -92,7 +93,9 @@ class ArtifactStore(
                 raise InvalidError(f"a bucket's name is a string, not {bucket!r}")
             if not isinstance(shared_writable, bool):
                 raise InvalidError(f"shared_writable is True or False, not {shared_writable!r}")
-            self._place = choose(root, storage_provider, bucket, env)
+            # What the URL of a provider leaves out is the default.
+            self._options = {"retries": str(max_retries)} if max_retries != DEFAULT_MAX_RETRIES else {}
+            self._place = choose(root, storage_provider, bucket, env, self._options)
             self._scope_kinds = scope_homes(providers, env)
             self._environment = env
             self.sandbox_id = self._sandbox(sandbox_id)
@@ -238,7 +241,7 @@ class ArtifactStore(
         """The other store that namespaces of a kind of provider are in; None: this one.  Errors: InvalidError."""
         if self._place.root is not None or (kind in ("memory", "vfs") and not config):
             return None
-        return by_provider(kind, config or {}, self._environment)
+        return by_provider(kind, self._configured(kind, config), self._environment)
 
     def _home_url(self, kind: str, config: Mapping[str, Any] | None = None) -> str:
         """The provider that a namespace of its own kind goes to.  Errors: InvalidError."""
@@ -246,7 +249,10 @@ class ArtifactStore(
             return self._place.home or ""
         if kind == "filesystem" and not config:
             return ""  # the store's own directory
-        return for_type(kind, config, self._environment)
+        return for_type(kind, self._configured(kind, config), self._environment)
+
+    def _configured(self, kind: str, config: Mapping[str, Any] | None) -> dict[str, Any]:
+        return {**(self._options if kind in REMOTE else {}), **(config or {})}
 
     # sessions that calls do not name
     async def _session_for(self, session_id: str | None, user_id: str | None) -> str:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from artfs.errors import InvalidError
@@ -17,6 +18,7 @@ from artfs.objects.opening import for_type, parse_url
 from artfs.types import ARGUMENTS, DEFAULT_BUCKET, Scope, StorageProvider
 
 BESIDE = "-artfs"
+REMOTE = ("s3", "ibm_cos")
 SUFFIXES = (".db", ".sqlite", ".sqlite3")
 BESIDE_ARGUMENTS = frozenset(
     [
@@ -66,8 +68,9 @@ def choose(
     storage_provider: str | None,
     bucket: str | None,
     env: Mapping[str, str],
+    options: Mapping[str, str] = MappingProxyType({}),
 ) -> Place:
-    """Errors: InvalidError."""
+    """`options`: of a provider that is reached over a network.  Errors: InvalidError."""
     named = storage_provider or env.get("ARTIFACT_PROVIDER") or None
     kind = plain_kind(named) if named else "vfs"
     memory = kind == "memory" and storage_provider is not None and root is None
@@ -77,18 +80,24 @@ def choose(
     if given is not None and kind == "memory" and storage_provider is None:
         named, kind = None, "vfs"  # a root that is named is meant to last
     if given is not None:
-        return _at(_path(given), kind, named is not None, bucket, env)
+        return _at(_path(given), kind, named is not None, _remote(kind, bucket, options), env)
     if kind in ("memory", "vfs"):
         return Place(None, "memory")
-    return by_provider(kind, {"bucket": bucket} if bucket and kind in ("s3", "ibm_cos") else {}, env)
+    return by_provider(kind, _remote(kind, bucket, options), env)
 
 
-def _at(root: Path, kind: str, chosen: bool, bucket: str | None, env: Mapping[str, str]) -> Place:
+def _remote(kind: str, bucket: str | None, options: Mapping[str, str]) -> dict[str, str]:
+    if kind not in REMOTE:
+        return {}
+    return {**options, "bucket": bucket} if bucket else dict(options)
+
+
+def _at(root: Path, kind: str, chosen: bool, config: Mapping[str, str], env: Mapping[str, str]) -> Place:
     if kind == "sqlite" or (root.suffix in SUFFIXES and not root.is_dir()):
         return _file(root)
     if not chosen or kind in ("vfs", "filesystem"):
         return Place(root, "filesystem", "" if kind == "filesystem" else None)
-    url = for_type(kind, {"bucket": bucket} if bucket and kind != "memory" else None, env)
+    url = for_type(kind, config, env)
     return Place(root, kind, url, "" if kind == "memory" else url)
 
 

@@ -23,7 +23,7 @@ from tests.contract.loops import on_both_loops
 from tests.contract.page import PAGE, ROOT, SECTIONS, SETUP, Block, alone, difference, mounts, run_section, sections
 from tests.seeds.blocks import run
 
-LINES = 500
+LINES = 550
 HERE = [title for title, blocks in SECTIONS.items() if title != SETUP and not mounts(blocks)]
 """What mounts is run by tests/fuse/test_api_page.py."""
 CLASSES = (ArtifactStore, AsyncVirtualFileSystem, SessionManager)

@@ -44,6 +44,16 @@ async def test_busy_servers_are_asked_again(local: Server, tmp_path: Path) -> No
             assert await provider.get("a", 0, 4) == b"data"
 
 
+@pytest.mark.parametrize("retries", [0, 2])
+async def test_how_often_is_for_its_url(local: Server, retries: int) -> None:
+    with before(local) as proxy:
+        async with opened(local.place(endpoint_url=proxy.url, retries=str(retries))) as provider:
+            proxy.misbehave(Fault.ANSWER, {Kind.PUT})
+            with pytest.raises(ArtfsError, match="object a"):
+                await provider.put("a", b"data")
+            assert proxy.seen.struck() == retries + 1
+
+
 async def test_a_success_whose_answer_was_lost_is_a_success(moto: Server, tmp_path: Path) -> None:
     (tmp_path / "large").write_bytes(bytes(20 * MIB))
     with before(moto) as proxy:

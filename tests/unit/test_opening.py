@@ -42,6 +42,7 @@ HOME = os.path.expanduser("~")
         ("s3://bucket/a b/ü", "s3://bucket/a%20b/%C3%BC"),
         ("s3://bucket?addressing=auto", "s3://bucket"),
         ("s3://bucket?region=&sse=", "s3://bucket"),
+        ("s3://bucket?retries=0&region=", "s3://bucket?retries=0"),
         (
             "s3://bucket/p?region=eu-west-1&endpoint_url=https%3A%2F%2FS3.Example.ORG:9000/",
             "s3://bucket/p?endpoint_url=https://s3.example.org:9000&region=eu-west-1",
@@ -87,6 +88,8 @@ def test_what_a_url_says() -> None:
         ("s3://bucket?region=a&region=b", "an option is there twice"),
         ("s3://bucket?addressing=street", "addressing is one of auto, path, virtual"),
         ("s3://bucket?sse=DES", "sse is one of AES256, aws:kms"),
+        ("s3://bucket?retries=21", "retries is a number from 0 to 20, not '21'"),
+        ("s3://bucket?retries=-1", "retries is a number"),
         ("s3://bucket?kms_key=k", "kms_key is for sse=aws:kms"),
         ("s3://bucket?flavor=vanilla", "flavor is one of ibm"),
         ("s3://bucket?endpoint_url=ftp://host", "an endpoint_url is http"),
