@@ -34,13 +34,16 @@ lint: dev
 check: lint
 	$(PYTHON_IN_VENV) -m pytest -q tests/unit $(ARGS)
 
-# Pure suites run side by side; what mounts, kills or measures has the machine for itself.
+# Most suites run side by side, mounts and kills too; what counts requests or measures has the machine for itself.
 PURE := unit contract model seeds
-MACHINE := cli crash faults fuse posix programs
+MOUNTS := cli crash faults posix
+ALONE := fuse programs
+SIDE_BY_SIDE := -q -n auto --dist worksteal
 
 test: lint
-	PYTHONHASHSEED=0 $(PYTHON_IN_VENV) -m pytest -q -n auto --dist worksteal $(PURE:%=tests/%) $(ARGS)
-	$(PYTHON_IN_VENV) -m pytest -q $(MACHINE:%=tests/%) $(ARGS)
+	PYTHONHASHSEED=0 $(PYTHON_IN_VENV) -m pytest $(SIDE_BY_SIDE) $(PURE:%=tests/%) $(ARGS)
+	PYTHONHASHSEED=0 $(PYTHON_IN_VENV) -m pytest $(SIDE_BY_SIDE) $(MOUNTS:%=tests/%) $(ARGS)
+	$(PYTHON_IN_VENV) -m pytest -q $(ALONE:%=tests/%) $(ARGS)
 
 bench: dev
 	$(PYTHON_IN_VENV) -m tests.bench $(ARGS)
