@@ -34,15 +34,16 @@ lint: dev
 check: lint
 	$(PYTHON_IN_VENV) -m pytest -q tests/unit $(ARGS)
 
-# Most suites run side by side, mounts and kills too; what counts requests or measures has the machine for itself.
+# Most suites run side by side, mounts and kills too, which mostly wait; what counts requests or measures has the
+# machine for itself.
 PURE := unit contract model seeds
 MOUNTS := cli crash faults posix
 ALONE := fuse programs
-SIDE_BY_SIDE := -q -n auto --dist worksteal
+SIDE_BY_SIDE := -q --dist worksteal
 
 test: lint
-	PYTHONHASHSEED=0 $(PYTHON_IN_VENV) -m pytest $(SIDE_BY_SIDE) $(PURE:%=tests/%) $(ARGS)
-	PYTHONHASHSEED=0 $(PYTHON_IN_VENV) -m pytest $(SIDE_BY_SIDE) $(MOUNTS:%=tests/%) $(ARGS)
+	PYTHONHASHSEED=0 $(PYTHON_IN_VENV) -m pytest $(SIDE_BY_SIDE) -n auto $(PURE:%=tests/%) $(ARGS)
+	PYTHONHASHSEED=0 $(PYTHON_IN_VENV) -m pytest $(SIDE_BY_SIDE) -n 6 $(MOUNTS:%=tests/%) $(ARGS)
 	$(PYTHON_IN_VENV) -m pytest -q $(ALONE:%=tests/%) $(ARGS)
 
 bench: dev
