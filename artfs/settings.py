@@ -16,6 +16,7 @@ import time
 import tomllib
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -227,8 +228,9 @@ def parse_address(text: str) -> tuple[str, int]:
     return bare, int(port)
 
 
-def create_store(root: Path, *, block_size: int = MIB) -> Identity:
-    """Make `root`, readable by its owner alone, and a store.json in it; durable when it returns.
+def create_store(root: Path, *, block_size: int = MIB, provider: str = "") -> Identity:
+    """Make `root`, readable by its owner alone, and a store.json in it; durable when it returns.  `provider`: the URL
+    that a config.toml gets, unless there is one; it is there before the store is.
 
     Errors: ExistsError if there is a store, InvalidError for a bad block size.
     """
@@ -238,21 +240,29 @@ def create_store(root: Path, *, block_size: int = MIB) -> Identity:
         raise InvalidError(f"{root} is no directory; choose another --root")
     missing = [path for path in (root, *root.parents) if not path.exists()]
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    target = root / STORE_FILE
-    draft = root / f".{STORE_FILE}.{identity.uuid}"
     try:
-        with draft.open("x") as file:
-            file.write(json.dumps(identity.model_dump(), indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(draft, target)  # unlike rename, it never replaces another's
+        if provider and not (root / STORE_FILE).exists():
+            with suppress(FileExistsError):
+                _put(root / CONFIG_FILE, f"provider = {json.dumps(provider)}\n", identity.uuid)
+        _put(root / STORE_FILE, json.dumps(identity.model_dump(), indent=2) + "\n", identity.uuid)
     except FileExistsError:
         raise ExistsError(f"{root} holds a store already; choose another --root") from None
-    finally:
-        draft.unlink(missing_ok=True)
     for directory in (root, *(path.parent for path in missing)):
         _sync_directory(directory)
     return identity
+
+
+def _put(target: Path, text: str, unique: str) -> None:
+    """A file that is there wholly or not at all, once its directory is synced.  Errors: FileExistsError, OSError."""
+    draft = target.with_name(f".{target.name}.{unique}")
+    try:
+        with draft.open("x") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(draft, target)  # unlike rename, it never replaces another's
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def read_store(root: Path) -> Identity:

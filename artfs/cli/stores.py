@@ -69,10 +69,9 @@ def init(ctx: Context) -> None:
     if url and config.exists():
         raise InvalidError(f"{config} is there already; leave --provider out, and set provider in that file")
     kept = set(ctx.root.iterdir()) if ctx.root.is_dir() else None
-    made = create_store(ctx.root, **chosen)
+    made = create_store(ctx.root, **chosen, provider=url or "")
     if url:
         try:
-            config.write_text(f"provider = {json.dumps(url)}\n")
             _claim(ctx, url)
         except BaseException:
             _unmake(ctx.root, kept)

@@ -20,7 +20,6 @@ A child of a fork has none of its parent's stores: handles of before raise there
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 import os
 from collections.abc import Awaitable, Callable
@@ -34,7 +33,7 @@ import anyio
 
 from artfs.errors import ArtfsError, BusyError, ExistsError, NotFoundError, UnavailableError
 from artfs.loop import LOOP
-from artfs.settings import CONFIG_FILE, create_store
+from artfs.settings import create_store
 from artfs.store.one_file import recovered
 from artfs.store.opening import memory_store
 from artfs.store.service import Caller, Service, connect
@@ -148,7 +147,8 @@ class _Opened:
                 return await stack.enter_async_context(connect(self.root, ROLE))
             except NotFoundError:
                 if not await recovered(self.root, self.config):
-                    _make(self.root, self.config)
+                    with suppress(ExistsError):  # whoever is first makes it
+                        create_store(self.root, provider=self.config)
             return await stack.enter_async_context(connect(self.root, ROLE))
         except ArtfsError:
             raise
@@ -196,16 +196,6 @@ def _in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_in_child)
-
-
-def _make(root: Path, url: str) -> None:
-    """A new store, with `url` as its provider; whoever is first makes it."""
-    try:
-        create_store(root)
-    except ExistsError:
-        return
-    if url:
-        (root / CONFIG_FILE).write_text(f"provider = {json.dumps(url)}\n")
 
 
 def _lock(root: Path | None) -> anyio.Lock:

@@ -1,6 +1,7 @@
 """Settings: where they come from, which one wins, and what is refused with which words."""
 
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -218,3 +219,22 @@ def test_parse_principal() -> None:
     for bad in ("", "user", "user:", "session:", "session:a/b", "admin:x", "root", "User:x"):
         with pytest.raises(InvalidError):
             parse_principal(bad, "web")
+
+
+def test_a_provider_is_there_before_the_store_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash in between leaves no store whose bytes would stay here."""
+    root, link = tmp_path / "store", os.link
+    monkeypatch.setattr(os, "link", lambda draft, target: link(draft, target) if target.suffix == ".toml" else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        create_store(root, provider="s3://bucket")
+    assert sorted(path.name for path in root.iterdir()) == ["config.toml"]
+    monkeypatch.undo()
+    create_store(root, provider="s3://other")
+    assert load_settings(root).provider == "s3://bucket"  # whoever was first, or wrote it by hand
+
+
+def test_a_store_that_is_there_gets_no_provider(tmp_path: Path) -> None:
+    create_store(tmp_path)
+    with pytest.raises(ExistsError):
+        create_store(tmp_path, provider="s3://bucket")
+    assert not (tmp_path / "config.toml").exists()
