@@ -136,6 +136,17 @@ async def test_many_tasks_of_two_instances_write_at_once(provider: SqliteProvide
     await other.close()
 
 
+async def test_who_comes_while_the_tables_are_made(tmp_path: Path) -> None:
+    for round in range(30):
+        instances = [SqliteProvider(tmp_path / f"{round}.db") for _ in range(4)]
+        async with trio.open_nursery() as nursery:
+            for number, each in enumerate(instances):
+                nursery.start_soon(each.put, f"{number}", b"data")
+        assert len(await _listed(instances[0])) == 4
+        for each in instances:
+            await each.close()
+
+
 async def test_a_put_is_invisible_until_it_is_whole(provider: SqliteProvider, long: Path) -> None:
     await provider.put("a", b"old")
     fifo = long.with_name("fifo")

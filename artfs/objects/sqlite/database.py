@@ -133,9 +133,10 @@ class ObjectFile:
 
     def _is_empty(self, writer: apsw.Connection) -> bool:
         """Errors: InvalidError, FormatError, DamagedError if there is something that this module cannot use."""
-        application = writer.execute("PRAGMA application_id").get
-        format = writer.execute("PRAGMA user_version").get
-        tables = {name for (name,) in writer.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+        with writer:  # another process may be making them
+            application = writer.execute("PRAGMA application_id").get
+            format = writer.execute("PRAGMA user_version").get
+            tables = {name for (name,) in writer.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
         if application != APPLICATION:
             if application or format or tables:
                 raise InvalidError(f"{self.path} is a database of something else; give objects a file of their own")
