@@ -360,3 +360,13 @@ def test_a_directory_is_listed_while_another_program_empties_it(workspace: Path)
         remover.join()
         os.close(fd)
     assert set(os.listdir(workspace)) == staying
+
+
+def test_a_chown_of_nothing_keeps_the_bits(workspace: Path) -> None:
+    file = workspace / "f"
+    file.touch()
+    file.chmod(0o6775)
+    os.chown(file, -1, -1)
+    assert file.stat().st_mode == 0o106775
+    os.chown(file, 0, -1)
+    assert file.stat().st_mode == 0o100775
