@@ -61,7 +61,8 @@ class Place(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """One saved state.  `moment`: nanoseconds since 1970; everything that was acknowledged before it is in here.
-    `identity`: what store.json says; `size`: bytes of the image."""
+    `identity`: what store.json says; `size`: bytes of the image; `behind`: URLs of providers that lack objects which
+    rows of their namespaces name."""
 
     sequence: int
     moment: int
@@ -69,6 +70,7 @@ class Manifest:
     generation: int
     size: int
     places: Sequence[Place]
+    behind: frozenset[str] = frozenset()
 
     @property
     def packs(self) -> set[int]:
@@ -156,6 +158,7 @@ def encode(manifest: Manifest) -> bytes:
         "generation": manifest.generation,
         "size": manifest.size,
         "segment": SEGMENT,
+        "behind": sorted(manifest.behind),
         "artfs": __version__,
     }
     columns = [[place[i] for place in manifest.places] for i in range(len(PLACE))]
@@ -182,7 +185,9 @@ def decode(data: bytes, name: str) -> Manifest:
             raise ValueError("it has another length than its size says")
         digests = [data[start : start + HASH] for start in range(at, len(data), HASH)]
         places = [Place(*fields) for fields in zip(*columns, digests, strict=True)]
-        return Manifest(head["sequence"], head["moment"], dict(head["store"]), head["generation"], head["size"], places)
+        behind = frozenset(map(str, head.get("behind", ())))
+        numbers = head["sequence"], head["moment"], dict(head["store"]), head["generation"], head["size"]
+        return Manifest(*numbers, places, behind)
     except (ValueError, KeyError, TypeError, StructError) as error:
         raise DamagedError(f"{name} cannot be read: {error}") from None
 
