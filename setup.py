@@ -14,7 +14,7 @@ import sys
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-SOURCES = [f"artfs/fuse/_native{part}.c" for part in ("", "_io", "_decode", "_answer", "_jobs")]
+SOURCES = [f"artfs/fuse/_native{part}.c" for part in ("", "_io", "_decode", "_answer", "_jobs", "_beside")]
 FLAGS = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-fvisibility=hidden", "-pthread"]
 
 

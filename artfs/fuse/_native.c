@@ -330,8 +330,8 @@ static PyObject *get_stats(PyObject *m, PyObject *args, PyObject *kw) {
         }
     }
 #define N(field) #field, (unsigned long long)stats.field
-    PyObject *r = Py_BuildValue("{sNsKsKsKsKsKsKsK}", "requests", requests, N(waited), N(passed), N(failed),
-                                N(ns_python), N(ns_reply), N(ns_idle), N(ns_read));
+    PyObject *r = Py_BuildValue("{sNsKsKsKsKsKsKsKsKsK}", "requests", requests, N(waited), N(passed), N(failed),
+                                N(ns_python), N(ns_reply), N(ns_idle), N(ns_read), N(joined), N(rescued));
     if (r && reset) memset(&stats, 0, sizeof stats);
     return r;
 }

@@ -5,6 +5,7 @@
  * _native_decode.c  a request's bytes into arguments
  * _native_answer.c  results into answers; the requests that have none yet
  * _native_jobs.c    threads that finish long reads and fdatasync without the GIL
+ * _native_beside.c  where the loop's thread runs
  *
  * Locking: everything here is guarded by the GIL, but for the job queue (its own mutex), nat_fd (atomic)
  * and nat_send(), which any thread may call with or without the GIL.
@@ -42,7 +43,7 @@ struct handler {
     int value;
 };
 struct statistics {
-    uint64_t requests[NOPS], waited, passed, failed, ns_python, ns_reply, ns_idle, ns_read;
+    uint64_t requests[NOPS], waited, passed, failed, ns_python, ns_reply, ns_idle, ns_read, joined, rescued;
 };
 
 extern struct settings conf;
@@ -116,4 +117,11 @@ void job_counters(uint64_t *queued, uint64_t *done); /* all jobs numbered <= don
 int job_sync_error(int clear);           /* errno of the first failed fdatasync since it was cleared; 0 */
 /* Returns when every queued job is finished, or after 10 s; call it without the GIL. */
 void job_drain(void);
+
+/* ---- _native_beside.c: all on the loop's thread ---- */
+/* A request of `pid` came, `pause` ns after the queue was found empty; it carries, or asks for, `size` bytes. */
+void beside_served(uint32_t pid, size_t size, uint64_t pause);
+int beside_is(void);                     /* 1: we are beside the only caller, and sleep until its next request */
+void beside_leave(void);                 /* REQUIRED before a thread is started, and when drain() returns */
+void beside_pause(void);                 /* the same, and its next requests are counted anew */
 #endif

@@ -184,16 +184,18 @@ static int serve(char *buf, size_t n) {
     else call(h, handler, &c, reply);
     return 1;
 }
+static uint64_t paused;      /* how long the queue had been empty before the last request */
 static uint64_t window;      /* how long to poll busily: up to spin_ns, by how soon requests came of late */
 static uint64_t empty_since; /* when the queue was found empty; 0: it was not */
 
 /* A request came: a short pause makes the window four times as long as itself, at least for some more requests; one that
  * no polling would have bridged halves it. */
 static void arrived(void) {
+    paused = 0;
     if (!empty_since) return;
-    uint64_t pause = now_ns() - empty_since;
-    window -= pause < conf.spin_ns ? window / 16 : window / 2;
-    if (pause < conf.spin_ns && window < 4 * pause) window = 4 * pause < conf.spin_ns ? 4 * pause : conf.spin_ns;
+    paused = now_ns() - empty_since;
+    window -= paused < conf.spin_ns ? window / 16 : window / 2;
+    if (paused < conf.spin_ns && window < 4 * paused) window = 4 * paused < conf.spin_ns ? 4 * paused : conf.spin_ns;
     empty_since = 0;
 }
 /* The queue was empty: the next request, or -1 with EAGAIN when none came in time. Without the GIL. */
@@ -203,6 +205,7 @@ static ssize_t linger(int fd, void *buf, size_t len, uint64_t deadline) {
     int error = EAGAIN;
     empty_since = now;
     Py_BEGIN_ALLOW_THREADS
+    if (beside_is()) spin = now;
     while (now < spin && (n = read(fd, buf, len)) < 0 && ((error = errno) == EAGAIN || error == ENOENT)) now = now_ns();
     if (n < 0 && error == EAGAIN && conf.wait_ns && now < deadline) {
         uint64_t left = deadline - now < conf.wait_ns ? deadline - now : conf.wait_ns;
@@ -218,6 +221,12 @@ static ssize_t linger(int fd, void *buf, size_t len, uint64_t deadline) {
     errno = error;
     return n;
 }
+/* Bytes that a request carries, or asks for. */
+static size_t size_of(const char *buf, size_t n) {
+    const struct fuse_in_header *h = (const void *)buf;
+    if (h->opcode != FUSE_READ || n < sizeof *h + sizeof(struct fuse_read_in)) return n;
+    return ((const struct fuse_read_in *)(h + 1))->size;
+}
 /* As read(2) on the session's descriptor, but returns only libfuse's requests; EINTR gives the event loop its turn. */
 static ssize_t drain(int fd, void *buf, size_t len) {
     uint64_t deadline = now_ns() + conf.burst_ns;
@@ -232,11 +241,15 @@ static ssize_t drain(int fd, void *buf, size_t len) {
         }
         if (n < 0 && errno == EAGAIN && answered && !nat_waiting()) n = linger(fd, buf, len, deadline);
         if (n < 0) {
-            if (errno == EAGAIN || errno == ENOENT) errno = EINTR;
+            int keep = errno;
+            beside_pause();
+            errno = keep == EAGAIN || keep == ENOENT ? EINTR : keep;
             return -1;
         }
         arrived();
-        if (n < (ssize_t)sizeof(struct fuse_in_header) || !serve(buf, (size_t)n)) return n;
+        if (n < (ssize_t)sizeof(struct fuse_in_header)) return n;
+        if (conf.wait_ns) beside_served(((const struct fuse_in_header *)buf)->pid, size_of(buf, (size_t)n), paused);
+        if (!serve(buf, (size_t)n)) return n;
         if (now_ns() >= deadline) {
             errno = EINTR;
             return -1;
@@ -248,6 +261,7 @@ ssize_t io_read(int fd, void *buf, size_t len, void *userdata) {
     PyGILState_STATE g = PyGILState_Ensure();
     ssize_t n = drain(fd, buf, len);
     int keep = errno;
+    beside_leave();
     PyGILState_Release(g);
     errno = keep;
     return n;

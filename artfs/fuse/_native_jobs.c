@@ -163,6 +163,7 @@ static void *syncer(void *unused) {
 /* Threads start with the first job, not with the mount: a daemon may fork in between. */
 static int start(void *(*body)(void *), int *runs, int count) {
     sigset_t all, before;
+    if (*runs < count) beside_leave();
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     while (*runs < count) {

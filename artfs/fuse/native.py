@@ -115,6 +115,8 @@ class Stats(TypedDict):
     ns_reply: int
     ns_idle: int
     ns_read: int
+    joined: int
+    rescued: int
 
 
 class Native(Protocol):
@@ -148,7 +150,8 @@ class Native(Protocol):
         `init_set` and `init_clear` are `InitFlag`s over what libfuse negotiates; a flag that the kernel does
         not offer is never set. The four INIT numbers are libfuse's where 0. After an answer the extension
         polls busily for up to `spin_us` (less where requests come sooner, or later) and sleeps up to `wait_us`
-        for the next request, `burst_us` in all (0, 0 and 2000); neither while requests wait.
+        for the next request, `burst_us` in all (0, 0 and 2000); neither while requests wait. Where a single
+        thread makes all requests, it does not poll, but sleeps on that thread's processor, unless `wait_us` is 0.
 
         `fs_error`: exceptions whose `errno` is the answer. `must_wait`: the request waits, `on_wait(unique,
         opcode, function, args, exception)` gets it, with bytes in place of a WRITE's memoryview and the
@@ -232,7 +235,8 @@ class Native(Protocol):
         """`InitFlag`s (offered by the kernel, set in our reply); zeros before."""
 
     def stats(self, *, reset: bool = ...) -> Stats:
-        """Requests by opcode; some `waited`, were `passed` to pyfuse3, `failed` unexpectedly."""
+        """Requests by opcode; some `waited`, were `passed` to pyfuse3, `failed` unexpectedly. `joined`: how often the
+        loop's thread went to the processor of a caller that was alone; `rescued`: it had no turn there."""
 
 
 class _Loaded:
