@@ -12,7 +12,7 @@ PYTHON_IN_VENV := .venv/bin/python
 .PHONY: help up down setup dev lint check test bench
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n '/^$$/q; s/^# //p' Makefile
 
 setup:
 	@scripts/setup
@@ -34,17 +34,16 @@ lint: dev
 check: lint
 	$(PYTHON_IN_VENV) -m pytest -q tests/unit $(ARGS)
 
-# Most suites run side by side, mounts and kills too, which mostly wait; what counts requests or measures has the
+# Most tests run side by side, mounts and kills too, which mostly wait; what counts requests or measures has the
 # machine for itself.
 PURE := unit contract model seeds
-MOUNTS := cli crash faults posix
-ALONE := fuse programs
+MOUNTS := faults crash cli posix fuse programs
 SIDE_BY_SIDE := -q --dist worksteal
 
 test: lint
 	PYTHONHASHSEED=0 $(PYTHON_IN_VENV) -m pytest $(SIDE_BY_SIDE) -n auto $(PURE:%=tests/%) $(ARGS)
-	PYTHONHASHSEED=0 $(PYTHON_IN_VENV) -m pytest $(SIDE_BY_SIDE) -n 6 $(MOUNTS:%=tests/%) $(ARGS)
-	$(PYTHON_IN_VENV) -m pytest -q $(ALONE:%=tests/%) $(ARGS)
+	PYTHONHASHSEED=0 $(PYTHON_IN_VENV) -m pytest $(SIDE_BY_SIDE) -n 8 -m "not alone" $(MOUNTS:%=tests/%) $(ARGS)
+	$(PYTHON_IN_VENV) -m pytest -q -m alone $(MOUNTS:%=tests/%) $(ARGS)
 
 bench: dev
 	$(PYTHON_IN_VENV) -m tests.bench $(ARGS)

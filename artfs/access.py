@@ -12,7 +12,7 @@ one, and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from enum import StrEnum
 
 from artfs.grid import owner_key, session_key
@@ -99,31 +99,3 @@ def _user(principal: Principal, session_owner: SessionOwner) -> str | None:
     if principal.user is None and principal.session is not None:
         return session_owner(session_key(principal.session))
     return principal.user
-
-
-def may_see_sandbox(principal: Principal, sandbox: str) -> bool:
-    """Whether the sandbox exists for `principal`."""
-    return principal.sandbox == sandbox or (principal.admin and principal.sandbox is None)
-
-
-def visible_scopes(
-    principal: Principal,
-    sandbox: str,
-    candidates: Iterable[tuple[Scope, str | None]],
-    *,
-    session_owner: SessionOwner,
-) -> list[tuple[Scope, str | None]]:
-    """The (scope, owner) that a listing of the sandbox shows: the principal's own, though empty, then those
-    of `candidates` that it may enter, each once, owners as keys.  Empty for a stranger."""
-    if not may_see_sandbox(principal, sandbox):
-        return []
-    found: dict[tuple[Scope, str | None], None] = {(Scope.SANDBOX, None): None}
-    user = _user(principal, session_owner)
-    if user is not None:
-        found[Scope.USER, user] = None
-    if principal.session is not None:
-        found[Scope.SESSION, session_key(principal.session)] = None
-    for scope, owner in candidates:
-        if access(principal, sandbox, scope, owner, session_owner=session_owner) is not Access.NONE:
-            found[scope, owner_key(scope, owner)] = None
-    return list(found)

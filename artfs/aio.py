@@ -80,6 +80,15 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
+def soon_on_this_loop() -> Callable[[Callable[[], object]], object]:
+    """How another thread has a function called on the loop that this is called on, without waiting for it."""
+    if current_async_library() == "asyncio":
+        return asyncio.get_running_loop().call_soon_threadsafe
+    import trio
+
+    return trio.lowlevel.current_trio_token().run_sync_soon
+
+
 def limit(seconds: float) -> AbstractAsyncContextManager[object]:
     """TimeoutError if the body, inside of a call, takes longer; a tenth of what a scope of anyio's costs."""
     return asyncio.timeout(seconds)

@@ -51,6 +51,8 @@ class Job(Generic[T]):
 
     async def result(self) -> T:
         """Cancelling who waits cancels it, and waits until it has ended."""
+        if self.done.done() and not self.done.cancelled():
+            return self.done.result()
         return await _wait(self.done, self.cancel)
 
     async def drop(self) -> None:
@@ -88,9 +90,15 @@ class Loop:
             self.lock.release()
 
     # waiting
+    def is_here(self) -> bool:
+        """Whether this is the loop's thread."""
+        return threading.get_ident() == self._thread
+
     async def call(self, function: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
         """Await `function` on the loop, from whatever loop this is.  Cancelling the caller cancels it, and waits until
         it has ended."""
+        if self.is_here():
+            return await function(*args, **kwargs)
         return await self.begin(function, *args, **kwargs).result()
 
     def begin(self, function: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> Job[T]:
@@ -111,7 +119,7 @@ class Loop:
     def block(self, function: Callable[..., Awaitable[T]], *args: Any, **kwargs: Any) -> T:
         """Run `function` on the loop while this thread, which is another, waits."""
         self._start()
-        if threading.get_ident() == self._thread:
+        if self.is_here():
             raise RuntimeError("the stores' loop cannot wait for itself")
         scope = trio.CancelScope()
         done: Future[T] = Future()

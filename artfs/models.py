@@ -125,7 +125,7 @@ class BatchStoreItem(_Request):
 
     data: Annotated[bytes, Field(strict=True)]
     mime: Name | None = None
-    summary: Text = ""
+    summary: Text
     meta: dict[str, Any] | None = None
     filename: Text | None = None
 

@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from artfs.durable import sync_directory
 from artfs.errors import DamagedError, ExistsError, FormatError, InvalidError, NotFoundError
 from artfs.grid import check_id, session_key
 from artfs.types import Principal, Scope
@@ -31,6 +32,12 @@ FORMAT = 2
 
 STORE_FILE = "store.json"
 CONFIG_FILE = "config.toml"
+BEFORE_A_STORE = {
+    *(CONFIG_FILE, "lost+found", "lock", "mount.log", "mount.log.1"),
+    *("sessions.db", "sessions.db-wal", "sessions.db-shm"),
+}
+"""What may be in a directory that is to be a store, besides names that begin with a dot, which are file systems'.  The
+sessions are those of `artfs.sessions.providers.sqlite`."""
 PREFIX = "ARTFS_"
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -232,13 +239,15 @@ def create_store(root: Path, *, block_size: int = MIB, provider: str = "") -> Id
     """Make `root`, readable by its owner alone, and a store.json in it; durable when it returns.  `provider`: the URL
     that a config.toml gets, unless there is one; it is there before the store is.
 
-    Errors: ExistsError if there is a store, InvalidError for a bad block size.
+    Errors: ExistsError if there is a store, InvalidError for a bad block size, or a directory that holds other things.
     """
     fields = {"uuid": str(uuid.uuid4()), "created": time.time_ns(), "block_size": block_size}
     identity = _checked(Identity, fields, "the new store")
     if root.exists() and not root.is_dir():
         raise InvalidError(f"{root} is no directory; choose another --root")
     missing = [path for path in (root, *root.parents) if not path.exists()]
+    if not missing:
+        require_free(root)
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         if provider and not (root / STORE_FILE).exists():
@@ -248,8 +257,17 @@ def create_store(root: Path, *, block_size: int = MIB, provider: str = "") -> Id
     except FileExistsError:
         raise ExistsError(f"{root} holds a store already; choose another --root") from None
     for directory in (root, *(path.parent for path in missing)):
-        _sync_directory(directory)
+        sync_directory(directory)
     return identity
+
+
+def require_free(root: Path) -> None:
+    """Errors: InvalidError if somebody else's files are there, or those of a store that has lost its store.json."""
+    found = {path.name for path in root.iterdir() if not path.name.startswith(".")} - BEFORE_A_STORE
+    names = {name for name in found if not (root / name / STORE_FILE).exists()}  # the default root has others below it
+    if names and not (root / STORE_FILE).exists():  # looked for later: who makes the store makes that first
+        some = ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")
+        raise InvalidError(f"{root} is no store, and not empty ({some}); choose a directory that is new or empty")
 
 
 def _put(target: Path, text: str, unique: str) -> None:
@@ -325,11 +343,3 @@ def _checked(model: type[M], fields: Any, source: str) -> M:
         where = ".".join(str(part) for part in first["loc"]) or "its content"
         what = "there is no such setting" if first["type"] == "extra_forbidden" else first["msg"]
         raise InvalidError(f"{source}: {where}: {what.removeprefix('Value error, ')}") from None
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -19,13 +19,16 @@ from artfs.cli import mounttable
 from artfs.cli.output import Output
 from artfs.errors import BusyError, DeniedError, InvalidError
 from artfs.root import find_root
+from artfs.types import Scope
 
 if TYPE_CHECKING:
-    from artfs.store.service import Caller
+    from artfs.store.connecting import Caller
 
 T = TypeVar("T")
 _ID = re.compile(r"ns-[0-9a-f]{12}")
 _DOTTED = (".", "..")
+PROVIDERS = ("ARTIFACT_PROVIDER", *(f"ARTIFACT_PROVIDER_{scope.upper()}" for scope in Scope))
+"""Variables that say where a store of the Python API is."""
 
 
 class Context:
@@ -36,10 +39,26 @@ class Context:
 
     @property
     def root(self) -> Path:
-        """--root, else the store of the mount that a path was in, else ARTFS_ROOT, else the default.  Absolute."""
+        """--root, else the store of the mount that a path was in, else ARTFS_ROOT, else where ARTIFACT_PROVIDER puts a
+        store of the Python API, else the default.  Absolute.  Errors: InvalidError."""
         if self._root is None:
-            self._root = find_root(getattr(self.args, "root", None))
+            self._root = self._named()[0]
         return self._root
+
+    @property
+    def home(self) -> str:
+        """URL of where the bytes of a store go that is made at `root`; empty: there.  Errors: InvalidError."""
+        return self._named()[1]
+
+    def _named(self) -> tuple[Path, str]:
+        option = getattr(self.args, "root", None)
+        if option is None and not os.environ.get("ARTFS_ROOT") and any(map(os.environ.get, PROVIDERS)):
+            from artfs.store.choosing import choose, scope_homes
+
+            place = choose(None, None, None, os.environ, scopes=scope_homes(None, os.environ))
+            if place.root is not None:
+                return place.root, place.config
+        return find_root(option), ""
 
     @property
     def sandbox(self) -> str | None:
@@ -76,7 +95,7 @@ class Context:
                 async with aclosing(client):
                     return await work(client)
             # What a store consists of takes long to load, and is needed here only where nobody else serves it.
-            from artfs.store.service import connect
+            from artfs.store.connecting import connect
 
             async with connect(self.root, f"artfs {self.args.command_name}") as caller:
                 return await work(caller)
@@ -89,7 +108,9 @@ class Context:
 
 
 def check_access(root: Path) -> None:
-    """Errors: DeniedError if the store is not for this user."""
+    """Errors: DeniedError if the store is not for this user; InvalidError for what can be none."""
+    if os.path.lexists(root) and not os.path.isdir(root):
+        raise InvalidError(f"{root} is no directory, and no store's sqlite file; choose another --root")
     if os.path.isdir(root) and not os.access(root, os.R_OK | os.W_OK | os.X_OK):
         raise DeniedError(f"no permission: the store {root} is another user's; act as that user, or as root")
 

@@ -16,7 +16,7 @@ from artfs.cli.values import moment, printable, size, table
 from artfs.errors import ExistsError, InvalidError, NotFoundError
 
 if TYPE_CHECKING:
-    from artfs.store.service import Caller
+    from artfs.store.connecting import Caller
 
 PART = 1 << 20
 STDIO = "-"
@@ -42,7 +42,8 @@ def add(commands: Commands) -> None:
         put,
         "copy a local file, or a tree, into a namespace",
         ["artfs put notes.txt default/shared/web", "tar c src | artfs put - default/user-ada/src.tar"],
-        description="Each file appears at once when it is whole and durable, replacing what had its name.",
+        description="Each file appears at once when it is whole and durable, replacing what had its name.  In a\n"
+        "directory symlinks are copied as they are.",
         paths=True,
     )
     parser.add_argument("source", metavar="LOCAL", help="a file or, with -r, a directory; - is stdin")
@@ -136,8 +137,9 @@ def put(ctx: Context) -> None:
     if source == STDIO:
         files: list[tuple[Path | None, str]] = [(None, "")]
         folders: list[str] = []
+        links: list[tuple[str, str]] = []
     else:
-        files, folders = _local_tree(Path(source), ctx.args.recursive)
+        files, folders, links = _local_tree(Path(source), ctx.args.recursive)
     name = os.path.basename(os.path.abspath(source)) if source != STDIO else ""
     total = sum(path.stat().st_size for path, _ in files if path is not None)
     counts = {"files": 0, "bytes": 0}
@@ -154,6 +156,9 @@ def put(ctx: Context) -> None:
             await caller.call("fs_mkdir", path=_join(base, folder), parents=True)
         for path, below in files:
             await _put_file(caller, path, _join(base, below), counts, lambda: line.bytes(counts["bytes"], total))
+        for to, below in links:
+            await caller.call("fs_symlink", path=_join(base, below), target=to)
+            counts["files"] += 1
         return base
 
     with ctx.out.progress("put") as line:
@@ -162,26 +167,32 @@ def put(ctx: Context) -> None:
     ctx.out.detail(f"{counts['files']} files, {size(counts['bytes'])} → {where}")
 
 
-def _local_tree(source: Path, recursive: bool) -> tuple[list[tuple[Path | None, str]], list[str]]:
-    """(file, path below `source`) of all files, and the directories, parents first.  Errors: InvalidError."""
+def _local_tree(
+    source: Path, recursive: bool
+) -> tuple[list[tuple[Path | None, str]], list[str], list[tuple[str, str]]]:
+    """(file, path below `source`) of all files; the directories, parents first; (target, path) of symlinks.
+    Errors: InvalidError, NotFoundError."""
     if not source.is_dir():
         if not source.exists():
             raise NotFoundError(f"{source} does not exist")
-        return [(source, "")], []
+        return [(source, "")], [], []
     if not recursive:
         raise InvalidError(f"{source} is a directory; use -r to copy it with all that is in it")
     files: list[tuple[Path | None, str]] = []
     folders = [""]
+    links: list[tuple[str, str]] = []
     for path in _walk(source):
         below = os.path.relpath(path, source)
-        if path.is_symlink() or not (path.is_dir() or path.is_file()):
-            kind = "a symlink" if path.is_symlink() else "neither file nor directory"
-            raise InvalidError(f"{path} is {kind}, which put cannot make; mount the grid and use cp -a")
-        if path.is_dir():
+        if path.is_symlink():
+            links.append((os.readlink(path), below))
+        elif path.is_dir():
             folders.append(below)
-        else:
+        elif path.is_file():
             files.append((path, below))
-    return files, folders
+        else:
+            what = "neither file, directory nor symlink, which put cannot make"
+            raise InvalidError(f"{path} is {what}; mount the grid and use cp -a")
+    return files, folders, links
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -87,7 +87,8 @@ def add(commands: Commands) -> None:
         "take a mount away; returns when its process has written everything and ended",
         ["artfs umount ~/grid", "artfs umount -l ~/grid"],
         description="Waits until everything is committed and uploaded, up to the setting drain_limit, and says how\n"
-        "much is left then.  Also cleans up a mount whose process has died.",
+        "much is left then.  ^C, or a second umount, leaves the rest of the uploads to the next mount.\n"
+        "Also cleans up a mount whose process has died.",
     )
     parser.add_argument("point", metavar="DIR", help="where it is mounted")
     parser.add_argument(
@@ -145,7 +146,7 @@ def prepare_store(ctx: Context) -> bool:
     from artfs.settings import STORE_FILE, create_store, read_store
 
     if not ctx.args.no_init and not os.path.lexists(ctx.root / STORE_FILE):
-        create_store(ctx.root)
+        create_store(ctx.root, provider=ctx.home)
         ctx.out.say(f"there was no store at {ctx.root}; made one")
         return True
     read_store(ctx.root)
@@ -225,6 +226,10 @@ def umount(ctx: Context) -> None:
     point = os.path.realpath(ctx.args.point)
     mounts = mounttable.read_mounts()
     entry = mounttable.at(point, mounts)
+    if entry is None and (last := _ending(ctx.root, point)) is not None:
+        wait_for_end(last)
+        _report(ctx, point, "ended", ctx.root, last)
+        return
     if entry is None:
         raise NotFoundError(f"nothing is mounted at {point}; `findmnt -t {mounttable.TYPE}` lists artfs' mounts")
     if not entry.ours:
@@ -243,7 +248,25 @@ def umount(ctx: Context) -> None:
             select.select([], [], [], 0.005 if line.waited() < POLL else POLL)
         task.result()
         if state == "alive" and not ctx.args.lazy and root is not None and pid is not None:
-            wait_for_end(pid, lambda: _tell(line, root))
+            _wait(line, root, pid)
+    _report(ctx, point, state, root, pid)
+
+
+def _wait(line: Progress, root: Path, pid: int) -> None:
+    """Until the process has ended; an interruption leaves what is to be uploaded to the next owner."""
+    try:
+        wait_for_end(pid, lambda: _tell(line, root))
+    except KeyboardInterrupt:
+        wait_for_end(pid, lambda: _hurry(root))
+
+
+def _ending(root: Path, point: str) -> int | None:
+    """The process of a mount that was there, which still uploads, and is now told to end; None: there is none."""
+    owner = (owner_status(root) or {"owner": {"pid": 0, "role": ""}})["owner"]
+    return int(owner["pid"]) if owner["role"] == f"artfs mount {point}" and _hurry(root) else None
+
+
+def _report(ctx: Context, point: str, state: str, root: Path | None, pid: int | None) -> None:
     behind, unsaved = {"bytes": 0, "objects": 0}, ""
     if root is not None and not ctx.args.lazy:
         behind, unsaved = left_behind(root), unsaved_trouble(root)
@@ -277,7 +300,7 @@ def holder(root: Path) -> int | None:
     return int(match[1]) if match is not None else None
 
 
-def wait_for_end(pid: int, meanwhile: Callable[[], None] = lambda: None) -> None:
+def wait_for_end(pid: int, meanwhile: Callable[[], object] = lambda: None) -> None:
     """Until that process has ended; calls `meanwhile` now and then."""
     try:
         descriptor = os.pidfd_open(pid)
@@ -314,19 +337,29 @@ def left(found: dict[str, Any]) -> str:
     return "ending"
 
 
+def _hurry(root: Path) -> bool:
+    """Have the owner leave what waits to the next; whether it uploads, and does so."""
+    return bool(_ask_owner(root, "let_go"))
+
+
 def owner_status(root: Path) -> dict[str, Any] | None:
     """What the owner tells of itself, if it does."""
+    found: dict[str, Any] | None = _ask_owner(root, "status")
+    return found
+
+
+def _ask_owner(root: Path, method: str) -> Any:
+    """None if nobody has the store, or does not answer."""
     import anyio
 
     from artfs.store.socket import Client
 
-    async def ask() -> dict[str, Any] | None:
+    async def ask() -> Any:
         client = await Client.connect(root)
         if client is None:
             return None
         try:
-            found: dict[str, Any] = await client.call("status")
-            return found
+            return await client.call(method)
         finally:
             await client.aclose()
 
@@ -338,7 +371,7 @@ def owner_status(root: Path) -> dict[str, Any] | None:
 
 def unsaved_trouble(root: Path) -> str:
     """Why the last owner left no copy of its metadata with the provider; empty if it did, or had to make none."""
-    from artfs.volume.saving import read_note
+    from artfs.volume.noted import read_note
 
     return read_note(root).trouble
 

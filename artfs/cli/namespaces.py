@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from artfs.cli.context import Context
 from artfs.cli.parsing import Commands, Parser
 from artfs.cli.values import duration, moment, pairs, size
+from artfs.errors import InvalidError
 from artfs.types import NamespaceType
+
+if TYPE_CHECKING:
+    from artfs.store.connecting import Caller
 
 WEB = "default/shared/web"
 LOCAL = "local"
+MEMORY = "memory:"
 PROVIDER_TYPES = ("memory", "filesystem", "sqlite", "s3", "ibm_cos", "vfs")
 
 
@@ -92,9 +97,13 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("path", metavar="PATH", help="where it was, or its id")
     parser = commands.add(
-        "du", du, "what namespaces hold, without their checkpoints", ["artfs du", "artfs du default/shared"], paths=True
+        "du",
+        du,
+        "what namespaces hold, without their checkpoints, or a directory in one",
+        ["artfs du", "artfs du default/shared", f"artfs du {WEB}/src", f"artfs du {WEB}/.checkpoints/v1"],
+        paths=True,
     )
-    parser.add_argument("path", metavar="PATH", nargs="?", default="grid", help="those below it (default: all)")
+    parser.add_argument("path", metavar="PATH", nargs="?", default="grid", help="what is below it (default: all)")
 
 
 def _path(parser: Parser) -> None:
@@ -103,15 +112,28 @@ def _path(parser: Parser) -> None:
 
 def create(ctx: Context) -> None:
     args = ctx.args
-    made = ctx.call(
-        "ns_create",
-        path=ctx.locate(args.path),
-        type=args.type,
-        ttl_seconds=args.ttl,
-        metadata=pairs(args.meta),
-        provider=provider_url(args.provider, args.provider_type),
-        compression={"none": ""}.get(args.compression, args.compression),
-    )
+    wanted = {
+        "path": ctx.locate(args.path),
+        "type": args.type,
+        "ttl_seconds": args.ttl,
+        "metadata": pairs(args.meta),
+        "provider": provider_url(args.provider, args.provider_type),
+        "compression": {"none": ""}.get(args.compression, args.compression),
+    }
+
+    async def work(caller: Caller) -> Any:
+        made = await caller.call("ns_create", **wanted)
+        if made["provider"] == MEMORY:
+            owner = (await caller.call("status"))["owner"]
+            if owner["role"].startswith("artfs ") and not owner["role"].startswith("artfs mount"):
+                await caller.call("ns_delete", path=made["id"], for_good=True)
+                raise InvalidError(
+                    f"{made['grid_path']} would be gone at once: {MEMORY} ends with the process that has the store, "
+                    "and that is a command; mount the store first (`artfs mount DIR`), or choose another --provider"
+                )
+        return made
+
+    made = ctx.ask(work)
     ctx.out.result(made, [made["grid_path"]])
 
 

@@ -16,7 +16,7 @@ from artfs.cli.values import moment, objects, size, waiting
 from artfs.errors import ArtfsError, DamagedError, InvalidError
 
 if TYPE_CHECKING:
-    from artfs.store.service import Caller
+    from artfs.store.connecting import Caller
 
 WEB = "default/shared/web"
 POLL = 0.25
@@ -210,6 +210,10 @@ def recover(ctx: Context) -> None:
         ctx.out.say(f"of some namespaces the bytes are in {url}")
     for path in found.elsewhere:
         ctx.out.say(f"the bytes of {path} were in the lost directory alone")
+    for path, when in found.older.items():
+        ctx.out.say(f"{path} is as it was at {moment(when)}: its provider had not got what came later")
+    for path in found.partial:
+        ctx.out.say(f"some bytes of {path} may be lost: its provider had not got all of them")
 
 
 def _optional(ctx: Context) -> str | None:

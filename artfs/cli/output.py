@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from artfs.cli.values import size, table
@@ -82,7 +83,11 @@ class Progress:
         if not self.shown or now < self._next:
             return
         self._next = now + INTERVAL
-        print(f"\r\x1b[K{self.what}: {message}", end="", file=sys.stderr, flush=True)
+        line = f"{self.what}: {message}"
+        with suppress(OSError, ValueError):
+            if width := os.get_terminal_size(sys.stderr.fileno()).columns:
+                line = line[: width - 1]  # a longer one could not be taken back
+        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
     def waited(self) -> float:
         """Seconds since it began."""

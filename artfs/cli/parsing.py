@@ -20,7 +20,7 @@ PATHS = """paths:
   inside a mount (then its store is used, and no --root is needed)"""
 DESCRIPTION = """Namespaces with scopes, sessions and checkpoints, as a mounted tree.
 
-The store is --root DIR, else ARTFS_ROOT, else ~/.local/share/artfs."""
+The store is --root DIR, else ARTFS_ROOT, else where ARTIFACT_PROVIDER puts it, else ~/.local/share/artfs."""
 EXAMPLES = [
     "artfs mount ~/grid                              the grid as a directory",
     "artfs ns create default/shared/web              a workspace (or: mkdir ~/grid/default/shared/web)",

@@ -12,13 +12,13 @@ from functools import partial
 import anyio
 from anyio import to_thread
 
-from artfs.cli import mounttable
+from artfs.cli import mounttable, pauses
 from artfs.cli.mounting import Plan
 from artfs.errors import ArtfsError, BusyError
 from artfs.fuse.mount import Mount, Options
 from artfs.grid import parse_path
 from artfs.settings import parse_principal
-from artfs.store.service import own_store, serving
+from artfs.store.connecting import own_store, serving
 from artfs.store.store import Store
 from artfs.types import ADMIN, Principal
 
@@ -35,6 +35,7 @@ def serve(plan: Plan, ready: Callable[[], None]) -> None:
     with suppress(AttributeError):  # a libc without it
         # glibc learns from the first buffer of 8 MiB that each thread had better keep the next: 100 MiB for nothing.
         ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, LARGE)
+    pauses.keep()
     anyio.run(_serve, plan, ready, backend="trio")
 
 
@@ -99,7 +100,7 @@ async def _drain(store: Store) -> None:
     async with anyio.create_task_group() as tasks:
 
         def let_go() -> bool:
-            log.info("another mount goes on with what still waits")
+            log.info("asked for the store: what still waits is left to the next owner")
             tasks.cancel_scope.cancel()
             return True
 

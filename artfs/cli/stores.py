@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from artfs import __version__
-from artfs.cli.context import Context
+from artfs.cli import mounttable
+from artfs.cli.context import Context, locate
 from artfs.cli.parsing import Commands
 from artfs.cli.values import moment, saved, size, waiting
 from artfs.errors import InvalidError
@@ -64,19 +65,20 @@ def init(ctx: Context) -> None:
     from artfs.settings import CONFIG_FILE, create_store
 
     chosen = {} if ctx.args.block_size is None else {"block_size": ctx.args.block_size}
-    url = provider_url(ctx.args.provider, None)
+    given = provider_url(ctx.args.provider, None)
+    url = ctx.home if given is None else given
     config = ctx.root / CONFIG_FILE
     if url and config.exists():
         raise InvalidError(f"{config} is there already; leave --provider out, and set provider in that file")
     kept = set(ctx.root.iterdir()) if ctx.root.is_dir() else None
-    made = create_store(ctx.root, **chosen, provider=url or "")
+    made = create_store(ctx.root, **chosen, provider=url)
     if url:
         try:
             _claim(ctx, url)
         except BaseException:
             _unmake(ctx.root, kept)
             raise
-    ctx.out.result({"root": str(ctx.root), **made.model_dump(), "provider": url or ""}, [str(ctx.root)])
+    ctx.out.result({"root": str(ctx.root), **made.model_dump(), "provider": url}, [str(ctx.root)])
     if not ctx.out.json:
         ctx.out.say("an empty store; `artfs mount DIR` shows it as a directory")
 
@@ -111,9 +113,17 @@ def _unmake(root: Path, kept: set[Path] | None) -> None:
             path.unlink()
 
 
+def _of_mount(ctx: Context) -> None:
+    """The store is that of the mount that is named.  Errors: InvalidError, BusyError for a dead mount."""
+    path = ctx.args.path
+    if path is not None:
+        ctx.locate(path)
+        if locate(path, mounttable.read_mounts) is None:
+            raise InvalidError(f"{path} is not inside a mount of artfs; `findmnt -t fuse.artfs` lists them")
+
+
 def status(ctx: Context) -> int:
-    if ctx.args.path is not None:
-        ctx.locate(ctx.args.path)
+    _of_mount(ctx)
     found = ctx.call("status")
     owner, numbers = found["owner"], found["statistics"]
     lines = [
@@ -137,8 +147,7 @@ def status(ctx: Context) -> int:
 
 
 def stats(ctx: Context) -> None:
-    if ctx.args.path is not None:
-        ctx.locate(ctx.args.path)
+    _of_mount(ctx)
     found = ctx.call("stats")
     ctx.out.result(found, [f"{name:<28} {value}" for name, value in _flat(found)])
 

@@ -80,6 +80,8 @@ def waiting(found: dict[str, Any]) -> str:
 def saved(found: dict[str, Any]) -> str:
     """Of which moment the newest copy of the metadata is, for people."""
     text = "never" if found["moment"] is None else f"the metadata of {moment(found['moment'])}"
+    if found["behind"]:
+        text += f", without what waits for {', '.join(found['behind'])}"
     return f"{text}; the last attempt failed: {found['trouble']}" if found["trouble"] else text
 
 

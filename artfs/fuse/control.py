@@ -19,13 +19,14 @@ import logging
 import os
 from collections.abc import Awaitable, Callable
 from time import time_ns
-from typing import Any, Protocol
+from typing import Any
 
 from artfs.control import CHECKPOINT, CLONE, DELETE, RESTORE, pack_result, unpack_names
 from artfs.errors import ArtfsError, FsError, NoSpaceError
 from artfs.fuse.virtual import Numbers, VirtualTree, file, folder, later
 from artfs.grid import NAME_MAX
 from artfs.meta import Checkpoint
+from artfs.store.describing import describe
 from artfs.store.portable import shown
 from artfs.store.store import Store
 from artfs.volume.catalogue import Namespace
@@ -44,27 +45,9 @@ NS = 10**9
 DIR_TYPE = 4
 
 
-class Actions(Protocol):
-    """What the store does for the mount; each settles what the kernel still holds before it acts."""
-
-    store: Store
-
-    def volume(self, tree: Tree) -> Volume: ...
-
-    def describe(self, namespace: Namespace) -> dict[str, Any]: ...
-
-    async def checkpoint(self, volume: Volume, name: str | None, description: str = "") -> Checkpoint: ...
-
-    async def restore(self, volume: Volume, name: str) -> Checkpoint: ...
-
-    async def delete_checkpoint(self, volume: Volume, name: str) -> Checkpoint: ...
-
-    async def clone(self, volume: Volume, name: str, at: str | None = None) -> Namespace: ...
-
-
 class Control:
-    def __init__(self, actions: Actions, numbers: Numbers) -> None:
-        self.actions = actions
+    def __init__(self, store: Store, numbers: Numbers) -> None:
+        self.store = store
         self.numbers = numbers
         self._folders: dict[int, Node] = {}
 
@@ -73,7 +56,7 @@ class Control:
         tree = root.tree
         if tree.read_only and tree.at is not None:
             return None
-        volume = self.actions.volume(tree)
+        volume = self.store.volume_of(tree)
         if name == b".checkpoints":
             node = self._folders.get(tree.number)
             if node is None:
@@ -97,7 +80,7 @@ class Control:
         self._folders.pop(int(namespace.serial), None)
 
     def meta_file(self, namespace: Namespace) -> Node:
-        content = json.dumps(self.actions.describe(namespace), indent=2).encode() + b"\n"
+        content = json.dumps(describe(self.store, namespace), indent=2).encode() + b"\n"
         return file(VirtualTree(), self.numbers.fresh(), content)
 
     # xattrs
@@ -110,12 +93,12 @@ class Control:
             return None
         if not isinstance(node.tree, Tree):
             raise FsError(errno.ENODATA)
-        volume = self.actions.volume(node.tree)
+        volume = self.store.volume_of(node.tree)
         tree = volume.tree
         if what == b"checkpoints":
             return b"".join(os.fsencode(c.id) + b"\n" for c in shown(volume))
         if what == b"namespace":
-            return json.dumps(self.actions.describe(volume.namespace)).encode()
+            return json.dumps(describe(self.store, volume.namespace)).encode()
         if what == b"usage":
             return json.dumps({"bytes": tree.used_bytes, "inodes": tree.used_inodes}).encode()
         return json.dumps(self._dirty(volume)).encode()
@@ -124,7 +107,7 @@ class Control:
         """`rows` and `blocks` that no commit has; `waiting`: bytes and objects of the store that no provider has yet,
         seconds since the first of them came (null: nothing waits), and why the last upload failed, if it did."""
         batches = [*volume.tree.closed_batches, volume.tree.open_batch]
-        waiting = self.actions.store.shard.remote.waiting()
+        waiting = self.store.shard.remote.waiting()
         age = None if waiting.oldest is None else max(time_ns() - waiting.oldest, 0) / NS
         return {
             "rows": sum(len(b.rows) for b in batches),
@@ -146,10 +129,10 @@ class Control:
         except ValueError:
             raise FsError(errno.EINVAL) from None
         if what == b"sync":
-            return self._sync(self.actions.volume(node.tree), text)
+            return self._sync(self.store.volume_of(node.tree), text)
         command = {b"checkpoint": CHECKPOINT, b"restore": RESTORE, b"delete": DELETE, b"clone": CLONE}[what]
         first, _, second = text.partition(" ") if command == CLONE else (text, "", "")
-        volume = self.actions.volume(node.tree)
+        volume = self.store.volume_of(node.tree)
 
         async def work() -> None:
             await self._act(volume, command, first, second or None)
@@ -161,7 +144,7 @@ class Control:
             raise FsError(errno.EINVAL)
 
         async def work() -> None:
-            store = self.actions.store
+            store = self.store
             try:
                 if level == "remote":
                     await store.sync(volume.namespace)
@@ -186,17 +169,17 @@ class Control:
         if node.tree.read_only:
             raise FsError(errno.EROFS)
         first, second = unpack_names(data)
-        return pack_result(await self._act(self.actions.volume(node.tree), command, first, second or None))
+        return pack_result(await self._act(self.store.volume_of(node.tree), command, first, second or None))
 
     async def _act(self, volume: Volume, command: int, first: str, second: str | None) -> Checkpoint | None:
         try:
             if command == CHECKPOINT:
-                return await self.actions.checkpoint(volume, first or None, second or "")
+                return await self.store.checkpoint(volume, first or None, second or "")
             if command == RESTORE:
-                return await self.actions.restore(volume, first)
+                return await self.store.restore(volume, first)
             if command == DELETE:
-                return await self.actions.delete_checkpoint(volume, first)
-            await self.actions.clone(volume, first, second)
+                return await self.store.delete_checkpoint(volume, first)
+            await self.store.clone(volume, first, second)
             return None
         except FsError:
             raise

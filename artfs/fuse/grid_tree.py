@@ -28,8 +28,8 @@ Place = tuple[str, ...]
 
 
 class GridTree(VirtualTree):
-    """`principal()` is who asks; `owner_of(scope, owner)` is the uid that a scope directory belongs to, in a checked
-    mount."""
+    """`principal()` is who asks; `scope_uid(sandbox, scope, owner)` is the uid that a scope directory belongs to, in
+    a checked mount; `status()` is what `.artfs/` tells of the mount."""
 
     read_only = False
     lasting = True

@@ -3,14 +3,12 @@
 *Bound*: one principal, fixed when it is made; the kernel caches names, pages and writes, and opening needs no request.
 *Checked*: many callers, told apart by uid; nothing is cached beyond the call, and each request is checked.
 
-Threads: requests, trees and tasks run on trio's thread.  What could wait for the kernel (syncfs, invalidations, any use
-of the mount itself) runs in worker threads, never on the loop, because the kernel may need an answer from the loop
-first.
+Threads: requests, trees and tasks run on trio's thread.  What could wait for the kernel (see `Kernel`, and any use of
+the mount itself) runs in worker threads, never on the loop.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import logging
 import os
@@ -18,7 +16,6 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -31,9 +28,10 @@ from artfs.fuse import native as native_module
 from artfs.fuse.control import Control
 from artfs.fuse.dispatch import Dispatch, Guard
 from artfs.fuse.grid_tree import GridTree
+from artfs.fuse.kernel import Kernel
 from artfs.fuse.native import InitFlag
 from artfs.fuse.requests import Requests
-from artfs.fuse.virtual import LOCKED, Numbers
+from artfs.fuse.virtual import Numbers
 from artfs.grid import GridPath, scope_dir
 from artfs.meta import Checkpoint
 from artfs.store.store import Store
@@ -49,9 +47,6 @@ from artfs.volume.waiting import MustWait
 log = logging.getLogger(__name__)
 SWITCH_INTERVAL = 0.0002
 """Seconds: a commit's thread must not keep the loop from its requests for longer."""
-UNTIL_CLOSED = (1 << 63) - 1
-TELL_LIMIT = 2.0
-"""Seconds that a reply waits for the kernel to take invalidations; they go on after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,24 +62,6 @@ class Options:
     extra: Sequence[str] = ()
 
 
-OPEN_TREE = 428
-"""open_tree(2), which has this number on every architecture; flags OPEN_TREE_CLONE and OPEN_TREE_CLOEXEC."""
-CLONE = 1 | os.O_CLOEXEC
-
-
-def _open_beside(point: Path) -> int:
-    """A descriptor of the mount's root that does not keep the mount busy: it is of a copy that nobody else sees.  Where
-    that takes rights that we have not, an ordinary one."""
-    call = ctypes.CDLL(None).syscall
-    copy = call(ctypes.c_long(OPEN_TREE), -100, ctypes.c_char_p(os.fsencode(point)), CLONE)
-    if copy < 0:
-        return os.open(point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=copy)
-    finally:
-        os.close(copy)
-
-
 class Mount:
     """Serves `store` at `point`.  `ready` is called in a worker thread once the mount answers."""
 
@@ -94,7 +71,7 @@ class Mount:
         self.options = options
         self.native = native_module.load()
         self.numbers = Numbers()
-        self.control = Control(self, self.numbers)
+        self.control = Control(store, self.numbers)
         self.guard: Guard | None = None
         self.grid = GridTree(
             store,
@@ -103,23 +80,24 @@ class Mount:
             self._scope_uid if options.checked else None,
             self.statistics,
         )
+        root = self._root()
+        self.kernel = Kernel(point, self.native, root.num)
         self.requests = Requests(
-            self._root(),
+            root,
             self.control,
             valid=0 if options.checked else store.settings.entry_timeout,
             cached=not options.checked,
             space=lambda: str(store.root or "/"),
             descriptors=store.shard.sync_descriptors,
-            flush=self._flush,
+            flush=self.kernel.flush,
             sync=store.shard.sync,
-            stale_blocks=self._stale_blocks,
-            refused=self._refused,
+            stale_blocks=self.kernel.stale_blocks,
+            refused=self.kernel.refused,
             remote=self._reach_remote if store.settings.durability == "remote" else None,
         )
         if options.checked or not options.principal.admin:
             self.guard = Guard(self.requests, self._resolve, self._permit, checked=options.checked)
         self.dispatch = Dispatch(self.requests, self.native, self.guard)
-        self._tasks: trio.Nursery | None = None
 
     def _root(self) -> Node:
         path = self.options.path
@@ -177,6 +155,7 @@ class Mount:
             self._configure(bound)
             if isinstance(self.store.shard.log, Journal):
                 self.store.shard.log.pwritev = self.native.pwritev
+            self.store.shard.remote.write = self.native.write_all
         options = {f"fsname={self.options.source}", "subtype=artfs", "default_permissions", *self.options.extra}
         if self.options.allow_other or self.options.checked:
             options.add("allow_other")
@@ -185,7 +164,7 @@ class Mount:
         self.store.surfaces.append(self)
         try:
             async with trio.open_nursery() as nursery:
-                self._tasks = nursery
+                self.kernel.tasks = nursery
                 self.dispatch.start(nursery)
                 nursery.start_soon(self._announce, ready)
                 await pyfuse3.main(max_tasks=1 if self.native is not None else 99)
@@ -254,12 +233,6 @@ class Mount:
             Path(f"/sys/class/bdi/{device}/read_ahead_kb").write_text(str(self.store.settings.read_ahead_kb))
 
     # what the kernel holds
-    async def _flush(self, num: int) -> None:
-        """Make the kernel write back what it caches of a file (and drop it)."""
-        if self.native is not None:
-            with suppress(OSError):
-                await to_thread.run_sync(self.native.notify_inode, num, 0, UNTIL_CLOSED)
-
     async def _reach_remote(self, tree: Tree) -> None:
         """Errors: FsError EIO if the provider has not got everything within `wait_limit`."""
         try:
@@ -269,41 +242,16 @@ class Mount:
             log.warning("not durable in the provider yet: %s", error or "it did not answer in time")
             raise FsError(errno.EIO) from error
 
-    def _stale_blocks(self, num: int) -> None:
-        """On the loop, inside a request that holds the inode: attributes alone are dropped without waiting."""
-        with suppress(OSError):
-            if self.native is not None:
-                self.native.notify_inode(num, -1, 0)
-            else:
-                import pyfuse3
-
-                pyfuse3.invalidate_inode(num, attr_only=True)
-
-    def _refused(self, num: int) -> None:
-        """A file that takes no writes was written to: its pages are not what it holds."""
-        if self._tasks is not None:
-            self._tasks.start_soon(partial(to_thread.run_sync, self._invalidate, [], [num], abandon_on_cancel=True))
-
     async def settle(self, volume: Volume) -> None:
-        """See `Surface`: syncfs queues every dirty page, and when statfs is answered the queue before it was
-        read."""
+        """See `Surface`."""
         if not self.options.checked:
-            await to_thread.run_sync(self._barrier)
-
-    def _barrier(self) -> None:
-        fd = _open_beside(self.point)
-        try:
-            # Its result is ours: it tells of writes that we refused, to whatever namespace, since the last time.
-            ctypes.CDLL(None).syncfs(fd)
-            os.fstatvfs(fd)
-        finally:
-            os.close(fd)
+            await self.kernel.settle()
 
     async def restored(self, volume: Volume, restored: Restored) -> None:
         stale = [node.num for node in restored.stale if node.looks]
         folders = [node.num for node in restored.folders if node.looks]
         names = [(folder.num, name) for folder, name in restored.names if folder.looks]
-        await self._tell(names, stale + folders + list({num for num, _ in names}))
+        await self.kernel.tell(names, stale + folders + list({num for num, _ in names}))
 
     async def gone(self, namespace: Namespace, nodes: list[Node]) -> None:
         held = [node.num for node in nodes if node.looks]
@@ -314,7 +262,7 @@ class Mount:
         ]
         void(views)
         self.control.forget(namespace)
-        await self._tell([], held + [node.num for node in views])
+        await self.kernel.tell([], held + [node.num for node in views])
 
     async def grid_changed(self, namespace: Namespace) -> None:
         sandbox, folder = namespace.place
@@ -325,76 +273,22 @@ class Mount:
             (self.grid.at().num, os.fsencode(sandbox)),
         ]
         parents = [parent.num, self.grid.at(sandbox).num, self.grid.at().num]
-        await self._tell(names, parents)
+        await self.kernel.tell(names, parents)
 
     async def checkpoint_changed(self, namespace: Namespace, checkpoint: Checkpoint) -> None:
         folder = self.control.folder(namespace)
         if folder is not None:
-            await self._tell([(folder.num, os.fsencode(checkpoint.id))], [folder.num])
+            await self.kernel.tell([(folder.num, os.fsencode(checkpoint.id))], [folder.num])
 
     async def scope_changed(self, sandbox: str, folder: str) -> None:
         top, parent = self.grid.at(), self.grid.at(sandbox)
-        await self._tell([(top.num, os.fsencode(sandbox)), (parent.num, os.fsencode(folder))], [top.num, parent.num])
+        await self.kernel.tell(
+            [(top.num, os.fsencode(sandbox)), (parent.num, os.fsencode(folder))], [top.num, parent.num]
+        )
 
     async def names_changed(self, names: list[tuple[Node, bytes]]) -> None:
         held = [(folder.num, name) for folder, name in names if folder.looks]
-        await self._tell(held, list({num for num, _ in held}))
-
-    async def _tell(self, names: list[tuple[int, bytes]], inodes: list[int]) -> None:
-        """Have the kernel look again.  Where it holds a directory's lock for the request that runs, its names follow
-        after the reply.  Two requests that wait for each other's directory are why there is a limit."""
-        assert self._tasks is not None
-        locked = LOCKED.get()
-        free = [item for item in names if item[0] not in locked]
-        with trio.move_on_after(TELL_LIMIT):
-            await to_thread.run_sync(self._invalidate, free, inodes, abandon_on_cancel=True)
-        if len(free) < len(names):
-            held = [item for item in names if item[0] in locked]
-            again = partial(to_thread.run_sync, self._invalidate, held, list(locked), abandon_on_cancel=True)
-            self._tasks.start_soon(again)
-
-    def _invalidate(self, names: list[tuple[int, bytes]], inodes: list[int]) -> None:
-        """Names are expired, not dropped: what is mounted below them stays."""
-        root = self.requests.root.num
-        if self.native is None:
-            self._invalidate_slowly(names, inodes)
-            return
-        for num in inodes:  # these need no directory's lock, and names that lead to void inodes are looked up again
-            with suppress(OSError):
-                self.native.notify_inode(1 if num == root else num, 0, UNTIL_CLOSED)
-        for num, name in names:
-            with suppress(OSError):
-                self.native.notify_entry(1 if num == root else num, name, True)
-
-    def _invalidate_slowly(self, names: list[tuple[int, bytes]], inodes: list[int]) -> None:
-        import pyfuse3
-
-        root = self.requests.root.num
-        for num, name in names:
-            with suppress(OSError):
-                pyfuse3.invalidate_entry(1 if num == root else num, name)
-        for num in inodes:
-            with suppress(OSError):
-                pyfuse3.invalidate_inode(1 if num == root else num)
-
-    # what the control surface asks for
-    def volume(self, tree: Tree) -> Volume:
-        return self.store.volume_of(tree)
-
-    def describe(self, namespace: Namespace) -> dict[str, Any]:
-        return self.store.describe(namespace)
-
-    async def checkpoint(self, volume: Volume, name: str | None, description: str = "") -> Checkpoint:
-        return await self.store.checkpoint(volume, name, description)
-
-    async def restore(self, volume: Volume, name: str) -> Checkpoint:
-        return await self.store.restore(volume, name)
-
-    async def delete_checkpoint(self, volume: Volume, name: str) -> Checkpoint:
-        return await self.store.delete_checkpoint(volume, name)
-
-    async def clone(self, volume: Volume, name: str, at: str | None = None) -> Namespace:
-        return await self.store.clone(volume, name, at)
+        await self.kernel.tell(held, list({num for num, _ in held}))
 
     def statistics(self) -> dict[str, Any]:
         found: dict[str, Any] = {"nodes_held": len(self.requests.held), "native": self.native is not None}

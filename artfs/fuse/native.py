@@ -205,6 +205,10 @@ class Native(Protocol):
     def pwritev(self, fd: int, parts: Sequence[bytes | memoryview], position: int, /) -> int:
         """os.pwritev that keeps the interpreter's lock, for a few KiB into the page cache.  Raises OSError."""
 
+    def write_all(self, fd: int, data: bytes | memoryview, position: int, piece: int, /) -> None:
+        """All of it, in writes that end at multiples of `piece`, without the interpreter's lock in between; one caller
+        at a time.  From any thread.  Raises OSError."""
+
     def sync_error(self, *, clear: bool = ...) -> int:
         """errno of the first failed fdatasync, 0 if none. While it is set every sync is answered with EIO."""
 

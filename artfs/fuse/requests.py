@@ -4,8 +4,6 @@ A function returns bytes (the reply's body), an int (a count, an offset, or noth
 READ) or a list (descriptors that an fsync must sync).  It raises `FsError` for an errno and `MustWait` when it cannot
 answer at once; whoever runs it (native dispatch or pyfuse3's handlers) waits and calls it again.  So there is one
 driver and two ways in.
-
-`held` holds every node that the kernel knows, by the number that it knows it by; a node leaves it with its last FORGET.
 """
 
 from __future__ import annotations
@@ -18,20 +16,20 @@ from typing import Any
 from artfs.errors import FsError
 from artfs.fuse import wire
 from artfs.fuse.control import IOCTLS, XATTR_PREFIX, Control
+from artfs.fuse.listings import UNKNOWN, Listings
 from artfs.fuse.virtual import VirtualTree, file, later
 from artfs.volume.attributes import KILL_SUIDGID, SIZE
 from artfs.volume.dead import DEAD
 from artfs.volume.inodes import ROOT
 from artfs.volume.node import Node
 from artfs.volume.tree import Tree
-from artfs.volume.waiting import MustWait, run
 
 Caller = tuple[int, int, int]
 """(uid, gid, pid) of a request."""
 Reply = bytes | int | tuple[int, ...] | list[int]
 CHECKPOINTS = b".checkpoints"
 META_FILES = (b"_meta.json", b".workspace")
-TCGETS, FS_IOC_GETFLAGS, FS_IOC_GETVERSION = 0x5401, 0x80086601, 0x80087601
+FS_IOC_GETFLAGS = 0x80086601
 S_IFMT = 0o170000
 CAPABILITY = b"security.capability"
 NO_CAPABILITY = b"\0\0\0\2".ljust(20, b"\0")
@@ -39,10 +37,10 @@ NO_CAPABILITY = b"\0\0\0\2".ljust(20, b"\0")
 needs no request and the kernel caches writes, a write(2) to them fails only because these cannot be removed."""
 
 
-class Requests:
-    """`valid`: seconds that the kernel may keep names and attributes of namespaces.  `cached`: the kernel caches
-    writes, so that what it holds must be flushed before holes are looked for.  `remote`: what fsync and close wait
-    for, if that is more than the local disk.  `probe`: a name that is a file everywhere, for as long as it is set."""
+class Requests(Listings):
+    """`cached`: the kernel caches writes, so that what it holds must be flushed before holes are looked for.  `remote`:
+    what fsync and close wait for, if that is more than the local disk.  `probe`: a name that is a file everywhere, for
+    as long as it is set."""
 
     def __init__(
         self,
@@ -59,10 +57,8 @@ class Requests:
         refused: Callable[[int], Any],
         remote: Callable[[Tree], Awaitable[None]] | None = None,
     ) -> None:
-        self.held: dict[int, Node] = {1: root}
-        self.root = root
+        super().__init__(root, valid)
         self.control = control
-        self.valid = valid
         self.cached = cached
         self.space = space
         self.descriptors = descriptors
@@ -72,52 +68,9 @@ class Requests:
         self.refused = refused
         self.remote = remote
         self.probe: bytes | None = None
-        self.grown: set[int] = set()  # st_blocks unknown to the kernel, which asks after a close but not an fsync
         self.negative = wire.negative(valid)
-        self.unknown = wire.negative(0)
         self.attr_head = wire.ATTR_HEAD.pack(valid, 0, 0)
         self.no_attr_head = wire.ATTR_HEAD.pack(0, 0, 0)
-        root.looks = 1 << 40
-
-    # the kernel's references
-    def enter(self, node: Node) -> bytes:
-        """The entry reply, which gives the kernel one more reference."""
-        node.looks += 1
-        self.held[node.num] = node
-        return node.entry or self.encode(node)
-
-    def encode(self, node: Node) -> bytes:
-        reply = node.entry = wire.entry(node, self.valid if node.tree.lasting else 0)
-        return reply
-
-    def node(self, ino: int) -> Node:
-        try:
-            return self.held[ino]
-        except KeyError:
-            raise FsError(errno.ESTALE) from None
-
-    def forget(self, ino: int, count: int) -> int:
-        node = self.held.get(ino)
-        if node is not None:
-            node.looks -= count
-            if node.looks <= 0:
-                node.looks = 0
-                del self.held[ino]
-                self.grown.discard(ino)
-                self._rest(node)
-        return 0
-
-    def _rest(self, node: Node) -> None:
-        try:
-            node.tree.rest(node)
-        except MustWait as must:
-            wait = must.wait
-
-            async def again() -> None:
-                await wait()
-                await run(node.tree.rest, node)
-
-            later(again)
 
     # names
     def lookup(self, ino: int, name: bytes) -> bytes:
@@ -133,10 +86,10 @@ class Requests:
         if name == self.probe:
             return self.enter(file(VirtualTree(), self.control.numbers.fresh(), b""))
         if not isinstance(folder.tree, Tree):
-            return self.unknown
+            return UNKNOWN
         if folder.ino == ROOT and (name == CHECKPOINTS or name in META_FILES):
             node = self.control.special(folder, name)
-            return self.enter(node) if node is not None else self.unknown
+            return self.enter(node) if node is not None else UNKNOWN
         return self.negative
 
     def getattr(self, ino: int) -> bytes:
@@ -372,70 +325,3 @@ class Requests:
             raise FsError(errno.EROFS)
         node.tree.removexattr(node, name)
         return 0
-
-    # listings
-    def readdir(self, ino: int, offset: int, size: int) -> bytes:
-        return self._list(ino, offset, size, False)
-
-    def readdirplus(self, ino: int, offset: int, size: int) -> bytes:
-        return self._list(ino, offset, size, True)
-
-    def _list(self, ino: int, offset: int, size: int, plus: bool) -> bytes:
-        folder = self.held[ino]
-        tree = folder.tree
-        order = tree.ordered(folder)
-        kids = folder.kids if isinstance(tree, Tree) else None
-        parts: list[bytes] = []
-        for cookie, name, num in ((1, b".", folder.num), (2, b"..", self._parent(folder))):
-            if offset < cookie:
-                part = (self.unknown if plus else b"") + wire.dirent(num, cookie, name, 4)
-                parts.append(part)
-                size -= len(part)
-        low = 0
-        if offset > 2:
-            high = len(order)
-            while low < high:
-                middle = (low + high) >> 1
-                if order[middle][1].cookie <= offset:
-                    low = middle + 1
-                else:
-                    high = middle
-        fixed = wire.DIRENT.size + (wire.ENTRY.size if plus else 0)
-        for i in range(low, len(order)):
-            name, entry = order[i]
-            if kids is not None and kids.get(name) is not entry:
-                continue
-            child, cookie, type = entry
-            length = len(name)
-            size -= fixed + length + (-length & 7)
-            if size < 0:
-                break
-            node = tree.nodes.get(child) if isinstance(tree, Tree) else None
-            if node is None:
-                node = tree.node(child)
-            if plus:
-                parts.append(self.enter(node))
-            parts.append(wire.dirent(node.num, cookie, name, type))
-        return b"".join(parts)
-
-    def entries(self, ino: int, offset: int) -> list[tuple[bytes, int, Node]]:
-        """(name, cookie, node) behind `offset`, for a driver that encodes listings itself."""
-        folder = self.node(ino)
-        dots = [(b".", 1, folder), (b"..", 2, folder)]
-        rest = [
-            (name, entry.cookie, folder.tree.node(entry.ino))
-            for name, entry in folder.tree.listing(folder)
-            if entry.cookie > offset
-        ]
-        return [item for item in dots if item[1] > offset] + rest
-
-    def peek(self, node: Node) -> bytes:
-        """The entry reply without a reference."""
-        return node.entry or self.encode(node)
-
-    def _parent(self, folder: Node) -> int:
-        tree = folder.tree
-        if isinstance(tree, VirtualTree) or folder.ino == ROOT:
-            return folder.num
-        parent = tree.nodes.get(folder.parent)
-        return parent.num if parent is not None else tree.number << 32 | folder.parent

@@ -5,7 +5,7 @@ restore, a difference and the deletion of a checkpoint cost the keys that were c
 
 Invariants, besides those of `artfs.meta`:
 1. every call holds the lock from its beginning to its end, and checks everything before it changes anything;
-2. `order` + `fresh` name every head key once (and keys that are gone); `order` is sorted;
+2. an `_Order` names every head key once (and keys that are gone);
 3. `touched` has, for each checkpoint, the versioned keys that were put or deleted between it and the next.
 """
 
@@ -20,18 +20,44 @@ from artfs.meta import Batch, Change, Checkpoint, Row
 from artfs.meta.rules import FIRST, PLAIN, changes, prefix_range, require_newer, require_valid
 from artfs.types import NEVER, Epoch, Serial
 
+SMALL = 64
+"""Rows of a namespace that are put in order each time."""
+
+
+class _Order:
+    """Keys in order, `sorted` and those that came since; `known` are all of them."""
+
+    __slots__ = ("fresh", "known", "sorted")
+
+    def __init__(self, keys: Collection[bytes]) -> None:
+        self.sorted = sorted(keys)
+        self.fresh: list[bytes] = []
+        self.known = set(keys)
+
+    def add(self, key: bytes) -> None:
+        if key not in self.known:
+            self.known.add(key)
+            self.fresh.append(key)
+
+    def all(self) -> list[bytes]:
+        if self.fresh:
+            self.sorted.extend(self.fresh)
+            self.sorted.sort()
+            self.fresh = []
+        return self.sorted
+
 
 class _Space:
-    """One namespace."""
+    """One namespace.  There may be very many small ones: those have no `order`."""
+
+    __slots__ = ("checkpoints", "head", "order", "retired", "touched")
 
     def __init__(self) -> None:
         self.head: dict[bytes, tuple[Epoch, bytes]] = {}
         self.retired: dict[bytes, list[tuple[Epoch, Epoch, bytes]]] = {}
         self.checkpoints: dict[Epoch, Checkpoint] = {}
         self.touched: dict[Epoch, set[bytes]] = {}
-        self.order: list[bytes] = []
-        self.fresh: list[bytes] = []
-        self.known: set[bytes] = set()
+        self.order: _Order | None = None
 
     def newest(self) -> Epoch:
         return max(self.checkpoints, default=Epoch(0))
@@ -66,20 +92,20 @@ class _Space:
                 self.head.pop(key, None)
                 continue
             self.head[key] = (epoch, value)
-            if key not in self.known:
-                self.known.add(key)
-                self.fresh.append(key)
+            if self.order is not None:
+                self.order.add(key)
 
     def keys(self, first: bytes, end: bytes | None) -> Iterator[bytes]:
         """Head keys of [first, end), in order."""
-        if len(self.known) > 2 * len(self.head) + 64:
-            self.order, self.fresh, self.known = sorted(self.head), [], set(self.head)
-        elif self.fresh:
-            self.order.extend(self.fresh)
-            self.order.sort()
-            self.fresh = []
-        for index in range(bisect_left(self.order, first), len(self.order)):
-            key = self.order[index]
+        order = self.order
+        if order is None and len(self.head) <= SMALL:
+            yield from sorted(key for key in self.head if first <= key and (end is None or key < end))
+            return
+        if order is None or len(order.known) > 2 * len(self.head) + SMALL:
+            order = self.order = _Order(self.head)
+        keys = order.all()
+        for index in range(bisect_left(keys, first), len(keys)):
+            key = keys[index]
             if end is not None and key >= end:
                 return
             if key in self.head:

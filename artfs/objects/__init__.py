@@ -10,7 +10,7 @@ namespace live, and in what form, is its *home*; it never changes.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -24,11 +24,13 @@ OBJECT_LIMIT = 64 << 20
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What a provider is.  `adopts`: the local directory is its store, so that putting a file there moves nothing.
-    `durable`: what it has taken survives the process.  `signs`: it makes URLs that anybody can use (`Signer`)."""
+    `durable`: what it has taken survives the process.  `signs`: it makes URLs that anybody can use (`Signer`).
+    `streams`: it gives bytes as they come (`Streamer`)."""
 
     adopts: bool
     durable: bool
     signs: bool = False
+    streams: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,18 @@ class Provider(Protocol):
         how many there were.  REQUIRES: no writer that lives has begun before it."""
 
     async def close(self) -> None: ...
+
+
+Sink = Callable[[int, bytes], object]
+"""Is given bytes, with how many of what was asked for are before them."""
+
+
+class Streamer(Protocol):
+    """What a provider with `Capabilities.streams` has besides."""
+
+    async def receive(self, name: str, offset: int, length: int, sink: Sink) -> None:
+        """Like `get`: `sink` gets all of it, in order, on threads, one at a time and none after this has returned; from
+        the beginning again when the connection broke."""
 
 
 class Providers(Protocol):

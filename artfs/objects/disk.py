@@ -24,6 +24,7 @@ from urllib.parse import quote
 
 from anyio import to_thread
 
+from artfs.durable import sync_directory
 from artfs.errors import (
     ArtfsError,
     BusyError,
@@ -188,7 +189,7 @@ class DiskProvider:
         name_it(part, path)
         # Who has deleted the object since may have removed its directory.
         with suppress(FileNotFoundError):
-            _sync(path.parent)
+            sync_directory(path.parent)
 
     @staticmethod
     def _replace(part: Path, path: Path) -> None:
@@ -206,7 +207,7 @@ class DiskProvider:
         except FileExistsError as error:
             if not stat.S_ISDIR(directory.stat().st_mode):
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory)) from error
-        _sync(directory.parent)
+        sync_directory(directory.parent)
 
     def _same_disk(self) -> None:
         try:
@@ -324,14 +325,6 @@ def _remove_left_over(part: Path) -> None:
             part.unlink()
         finally:
             os.close(fd)
-
-
-def _sync(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _failure(error: OSError, what: str, writing: bool) -> ArtfsError:

@@ -1,12 +1,12 @@
 """Fetching from providers what is wanted, and what will be.
 
 What is fetched are runs of *pieces* of an object, `RUN` bytes at most; each piece by one task at a time, whoever wants
-it.  Bytes are hashed in the buffer in which they came, by the thread that then writes them into the copy: who reads
-behind a fetch reads no chunk twice.  Nothing waits for the disk: a copy may vanish.
+it.  It is hashed and written as it comes (`incoming`): who waits for a chunk goes on before the run is over, and reads
+no chunk twice.
 
 What comes, and what an earlier process left in the cache, is believed only when the chunk that is wanted from it has
-the right hash; else that chunk is fetched again, alone, `ATTEMPTS` times in all.  A piece that is here is never
-written again as a whole: chunks in it may have been verified, and readers be at them.
+the right hash; else that chunk is fetched again, alone, `ATTEMPTS` times in all.  A piece that is here, if in part, is
+never written again as a whole: chunks in it may have been verified, and readers be at them.
 
 Concurrency: everything on the loop's thread but the I/O itself and the hashing.
 """
@@ -15,23 +15,24 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
-from pathlib import Path
-from threading import Lock
+from typing import cast
 
 import anyio
 from anyio import to_thread
 from anyio.abc import TaskGroup
 from xxhash import xxh3_128_digest
 
+from artfs.aio import soon_on_this_loop
 from artfs.blocks import Chunk
 from artfs.errors import ArtfsError, DamagedError, NoSpaceError, UnavailableError
-from artfs.objects import Providers
+from artfs.objects import Providers, Streamer
 from artfs.objects.cache import Cache
+from artfs.objects.incoming import Incoming, Write, write, write_chunk
 from artfs.objects.local import LocalObjects
 from artfs.settings import Settings
+from artfs.together import all_at_once
 
 log = logging.getLogger(__name__)
 
@@ -41,28 +42,41 @@ RUN = 16 << 20
 """Bytes of one request, at most, if a piece is not larger: building, signing and judging a request takes as long as
 2 MiB of its body, and under the interpreter's lock."""
 
-PAGES = 1 << 20
-"""Bytes of a hole that the kernel is asked at once to have pages for; it does no more than a disk's read-ahead."""
-
-_one_writes = Lock()
-
-Parts = Sequence[tuple[int, bytes | memoryview]]
-"""Bytes of an object, each with where they begin."""
-
 
 class _Flight:
-    """Pieces on their way; `chunks` of them are verified when they come.  `error`: why they do not."""
+    """Pieces on their way; `chunks` of them are verified as they come.  `error`: why they do not."""
 
     def __init__(self, chunks: Iterable[Chunk]) -> None:
         self.chunks = list(chunks)
-        self.over = anyio.Event()
+        self.waiters = 0
+        self.over = False
         self.error: Exception | None = None
+        self._step = anyio.Event()
+
+    def tell(self) -> None:
+        """Chunks were verified, or it is over."""
+        step, self._step = self._step, anyio.Event()
+        step.set()
+
+    async def wait(self, done: Callable[[], bool]) -> None:
+        """Until it is over, or `done`.  Errors: its `error`."""
+        self.waiters += 1
+        try:
+            while not (self.over or done()):
+                await self._step.wait()
+        finally:
+            self.waiters -= 1
+        if self.over and self.error is not None:
+            raise self.error
 
 
 class Fetching(Cache):
+    """`write` may be one that takes less of the interpreter's lock."""
+
     def __init__(self, local: LocalObjects, settings: Settings, providers: Providers) -> None:
         super().__init__(local, settings, providers)
         self.fetched = self.fetches = self.refetched = 0
+        self.write: Write = write
         self._tasks: TaskGroup | None = None
         self._sizes: dict[int, int] = {}
         self._flights: dict[tuple[int, int], _Flight] = {}
@@ -79,7 +93,7 @@ class Fetching(Cache):
             if attempt == ATTEMPTS:
                 break
             if missing:
-                await _all([partial(self._fetch, number, run, (chunk,)) for run in self._runs(missing)])
+                await all_at_once([partial(self._fetch, number, run, (chunk,)) for run in self._runs(missing)])
             else:
                 await self._mend(chunk)
         raise DamagedError(
@@ -89,7 +103,7 @@ class Fetching(Cache):
 
     async def bring_all(self, chunks: Collection[Chunk]) -> None:
         """The same for several, at once."""
-        await _all([partial(self.bring, chunk) for chunk in chunks])
+        await all_at_once([partial(self.bring, chunk) for chunk in chunks])
 
     async def read(self, chunk: Chunk) -> bytes:
         """All of the chunk, verified.  Errors: UnavailableError, DamagedError."""
@@ -170,9 +184,10 @@ class Fetching(Cache):
         while flights := {flight for piece in run if (flight := self._flights.get((number, piece))) is not None}:
             for flight in flights:
                 flight.chunks += chunks
-                await flight.over.wait()
-                if flight.error is not None:  # another attempt of each, one after the other, could take for ever
-                    raise flight.error
+                # Another attempt of each, one after the other, could take for ever: one error is for all.
+                await flight.wait(lambda: all(map(self._is_right, chunks)))
+            if all(map(self._is_right, chunks)):
+                return
         here = self._pieces_of(number)
         missing = [piece for piece in run if piece not in here]
         if not missing:
@@ -190,55 +205,68 @@ class Fetching(Cache):
         finally:
             for key in keys:
                 del self._flights[key]
-            flight.over.set()
+            flight.over = True
+            flight.tell()
 
     async def _get(self, number: int, first: int, end: int, flight: _Flight) -> None:
-        provider, name, size = self.provider(number >> 32), self.name(number), await self._size_of(number)
+        name, size = self.name(number), await self._size_of(number)
         offset = first * self.settings.piece_size
         length = min(end * self.settings.piece_size, size) - offset
         if length <= 0:
-            raise UnavailableError(f"object {name} ends before {offset}: {size} bytes are in {provider.url}")
+            raise UnavailableError(
+                f"object {name} ends before {offset}: {size} bytes are in {self.homes[number >> 32].provider}"
+            )
         self._coming += length
         try:
-            if self._over():
-                await self._make_room(0, keep=number)
-            data = await provider.get(name, offset, length)
-            self.fetches += 1
-            self.fetched += length
-            with anyio.CancelScope(shield=True):  # what is written is known to be here
-                await self._keep(number, size, range(first, end), data, flight)
+            for attempt in range(2):
+                if self._over():
+                    await self._make_room(0, keep=number)
+                error = await self._take(number, size, range(first, end), length, flight)
+                if error is None:
+                    break
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise error
+                if attempt:
+                    raise NoSpaceError(f"no room to cache {name}; free some space on {self.local.cache}") from error
+                await self._make_room(length, keep=number)
         finally:
             self._coming -= length
         if self._over():
             await self._make_room(0, keep=number)
 
-    async def _keep(self, number: int, size: int, run: range, data: bytes, flight: _Flight) -> None:
-        """Write pieces that came into the copy, but not those that something is here of."""
-        here, length = self._pieces_of(number), self.settings.piece_size
-        parts = [(run[0] * length, memoryview(data))]
-        if not here.isdisjoint(run):
-            offsets = {piece: (piece - run[0]) * length for piece in run if piece not in here}
-            parts = [(piece * length, memoryview(data)[at : at + length]) for piece, at in offsets.items()]
-        copy = self.local.copies.get(number, 1)
-        keep = partial(_keep, self.local.cache_path(number), size, parts, flight.chunks, copy)
+    async def _take(self, number: int, size: int, run: range, length: int, flight: _Flight) -> OSError | None:
+        """Receive these pieces into the copy, but for those that something is here of.  Returns why they cannot be
+        written."""
+        provider, name, start = self.provider(number >> 32), self.name(number), run[0] * self.settings.piece_size
+        here, copy, soon = self._pieces_of(number), self.local.copies.get(number, 1), soon_on_this_loop()
+        incoming = Incoming(
+            self.local.cache_path(number),
+            size,
+            start,
+            self.settings.piece_size,
+            here.intersection(run),
+            flight.chunks,
+            copy,
+            lambda: soon(flight.tell) if flight.waiters else None,
+            self.write,
+        )
         try:
-            try:
-                allocated = await to_thread.run_sync(keep)
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                await self._make_room(len(data), keep=number)
-                try:
-                    allocated = await to_thread.run_sync(keep)
-                except OSError:
-                    name = self.name(number)
-                    raise NoSpaceError(f"no room to cache {name}; free some space on {self.local.cache}") from error
+            if provider.capabilities.streams:
+                await cast(Streamer, provider).receive(name, start, length, incoming)
+            else:
+                data = await provider.get(name, start, length)
+                with anyio.CancelScope(shield=True):  # what is written is known to be here
+                    await to_thread.run_sync(incoming, 0, data)
+            self.fetches += 1
+            self.fetched += length
         finally:
-            here.update(run)  # if it failed, parts of them
-        if copy == self.local.copies.get(number, 1):
-            self._count(number, allocated)
-        else:  # it was deleted meanwhile
-            self.local.evict(number)
+            allocated = incoming.close()
+            here.update(piece for piece in run if piece * self.settings.piece_size < incoming.end)
+            if copy != self.local.copies.get(number, 1):  # it was deleted meanwhile
+                self.local.evict(number)
+            elif allocated:
+                self._count(number, allocated)
+        return incoming.error
 
     async def _mend(self, chunk: Chunk) -> None:
         """What is here is wrong, or in part: fetch the chunk alone, and leave its neighbours as they are.  Bytes that
@@ -255,7 +283,7 @@ class Fetching(Cache):
         if await to_thread.run_sync(xxh3_128_digest, data) == chunk.hash:
             path = self.local.cache_path(number)
             with anyio.CancelScope(shield=True):
-                allocated = await to_thread.run_sync(_write, path, ((chunk.offset, data),), size)
+                allocated = await to_thread.run_sync(write_chunk, path, size, chunk.offset, data)
             self._pieces_of(number).update(self._pieces(chunk))
             self._count(number, allocated)
 
@@ -268,64 +296,3 @@ class Fetching(Cache):
 
 def _meet(pieces: range, run: Sequence[int]) -> bool:
     return pieces[0] <= run[-1] and run[0] <= pieces[-1]
-
-
-async def _all(calls: list[Callable[[], Awaitable[None]]]) -> None:
-    """Run them at once; the first error is raised as it is."""
-    if len(calls) == 1:
-        await calls[0]()
-        return
-    failures: list[Exception] = []
-
-    async def one(call: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await call()
-        except Exception as error:
-            failures.append(error)
-
-    async with anyio.create_task_group() as tasks:
-        for call in calls:
-            tasks.start_soon(one, call)
-    if failures:
-        raise failures[0]
-
-
-def _keep(path: Path, size: int, parts: Parts, chunks: Iterable[Chunk], copy: int) -> int:
-    """`_write`, and mark the chunks that are right in what is written."""
-    right = [chunk for chunk in {id(chunk): chunk for chunk in chunks}.values() if _is_right(chunk, parts)]
-    allocated = _write(path, parts, size)
-    for chunk in right:
-        chunk.verified = copy
-    return allocated
-
-
-def _is_right(chunk: Chunk, parts: Parts) -> bool:
-    for start, part in parts:
-        at = chunk.offset - start
-        if at >= 0 and at + chunk.length <= len(part):
-            return bool(xxh3_128_digest(part[at : at + chunk.length]) == chunk.hash)
-    return False
-
-
-def _write(path: Path, parts: Parts, size: int) -> int:
-    """Into the copy of an object of `size` bytes.  Returns the bytes that the file takes on the disk."""
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except FileNotFoundError:
-        path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        if os.fstat(fd).st_size != size:
-            os.ftruncate(fd, size)  # an earlier one may be longer, or cut short
-        for offset, data in parts:
-            # Finding pages takes longest, and pwrite does it under the file's lock, for which others spin.
-            for at in range(offset, offset + len(data), PAGES):
-                os.posix_fadvise(fd, at, min(PAGES, offset + len(data) - at), os.POSIX_FADV_WILLNEED)
-        with _one_writes:
-            for offset, data in parts:
-                done = 0
-                while done < len(data):
-                    done += os.pwrite(fd, memoryview(data)[done:], offset + done)
-        return os.fstat(fd).st_blocks * 512
-    finally:
-        os.close(fd)

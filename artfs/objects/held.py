@@ -16,7 +16,8 @@ from xxhash import xxh3_128_digest
 from artfs.blocks import Chunk
 from artfs.errors import DamagedError
 from artfs.objects import OBJECT_LIMIT, object_number
-from artfs.objects.local import ExactObject, LocalObjects
+from artfs.objects.local import LocalObjects
+from artfs.objects.writing import ExactObject
 
 ADOPTED = 1 << 20
 """Bytes of one piece of an object that was a file."""

@@ -15,7 +15,6 @@ import binascii
 import hmac
 import os
 import re
-import secrets
 import shlex
 import subprocess
 from pathlib import Path
@@ -27,10 +26,6 @@ FORMS = f"{KEY_SIZE} bytes, or {2 * KEY_SIZE} hexadecimal digits, or base64 of {
 READ_LIMIT = 4096
 PATIENCE = 30.0
 """Seconds that a program may take."""
-
-
-def new_key() -> bytes:
-    return secrets.token_bytes(KEY_SIZE)
 
 
 def key_id(key: bytes) -> str:

@@ -31,9 +31,9 @@ from artfs.blocks import Chunk
 from artfs.errors import DamagedError
 from artfs.objects import OBJECT_LIMIT, object_number
 from artfs.objects.growing import GrowingObjects
+from artfs.objects.writing import ExactObject, write_all
 
 DESCRIPTORS = 512
-VECTOR = 512
 
 
 class LocalObjects(GrowingObjects):
@@ -127,14 +127,7 @@ class LocalObjects(GrowingObjects):
 
     def _write(self, fd: int, number: int, at: int, datas: Sequence[bytes | memoryview], sealing: bool) -> list[Chunk]:
         chunks = []
-        start = at
-        for i in range(0, len(datas), VECTOR):
-            part = datas[i : i + VECTOR]
-            want = sum(len(data) for data in part)
-            written = os.pwritev(fd, part, start)
-            if written != want:
-                _write_rest(fd, b"".join(part)[written:], start + written)
-            start += want
+        write_all(fd, datas, at)
         with self._lock:  # only now: a sync that ran meanwhile may have missed these bytes
             self._writes += 1
             (self.sealing if sealing else self.unsynced)[fd] = self._writes
@@ -359,51 +352,6 @@ class LocalObjects(GrowingObjects):
         self._table.clear()
         self._open.clear()
         self._buried.clear()
-
-
-class ExactObject:
-    """An object that holds one stream of bytes and nothing else: each `write` is a chunk.  Nothing may name the chunks
-    before `LocalObjects.sync`, unless a journal record does; `close` when everything that names them is logged."""
-
-    def __init__(self, local: LocalObjects, number: int, fd: int) -> None:
-        self.number = number
-        self.size = 0
-        self._local = local
-        self._fd = fd
-
-    def write(self, data: bytes | memoryview) -> Chunk:
-        """From any thread.  Errors: OSError."""
-        local = self._local
-        chunk = Chunk(self.number, self.size, len(data), xxh3_128_digest(data), 1)
-        _write_rest(self._fd, bytes(data), self.size)
-        self.size += len(data)
-        with local._lock:
-            local._writes += 1
-            local.unsynced[self._fd] = local._writes
-            if self.number >> 32 in local.backed:
-                local.waiting += len(data)
-        return chunk
-
-    def close(self) -> None:
-        """It takes no more, and may be uploaded."""
-        local = self._local
-        with local._lock:
-            local._exact.discard(self.number)
-            if self.number >> 32 in local.backed:
-                local._writing[self.number] = 0
-                local._close(self.number, self.size)
-
-    def abort(self) -> None:
-        """Nothing names it: it is gone."""
-        self.close()
-        self._local.remove(self.number)
-
-
-def _write_rest(fd: int, data: bytes, at: int) -> None:
-    while data:
-        written = os.pwrite(fd, data, at)
-        data = data[written:]
-        at += written
 
 
 def _is_count(name: str) -> bool:

@@ -3,7 +3,8 @@
 Every operation is made on asyncio (`artfs.aio`), of calls that end in bounded time (`artfs.objects.s3_uploads`), and
 raises no error of a library (`artfs.objects.s3_errors`).
 
-What is sent carries its MD5, and a server refuses what does not match.  What is received is exactly what was asked for:
+What is sent carries its MD5, and a server refuses what does not match; or the server says what came.  What is received
+is exactly what was asked for:
 status, range and length are compared.  Not every server knows conditional requests, and some ignore them: `create` and
 `copy` look before and after too, which is all that such a server can give.
 """
@@ -20,8 +21,8 @@ import anyio
 
 from artfs.aio import Bridge
 from artfs.errors import BusyError, ExistsError, InvalidError, NotFoundError, UnavailableError
-from artfs.objects import Capabilities, Info, check_name
-from artfs.objects.s3_bodies import Body, content_md5, receiving
+from artfs.objects import Capabilities, Info, Sink, check_name
+from artfs.objects.s3_bodies import Body, Whole, content_md5, is_range, receiving
 from artfs.objects.s3_client import Client, Place, release
 from artfs.objects.s3_errors import Refused, attempts_of, code_of, ours, status_of, translated
 from artfs.objects.s3_uploads import MIB, Key, Uploads
@@ -42,10 +43,10 @@ Parts = list[tuple[int, str, int]]
 
 
 class S3Provider:
-    """See `artfs.objects.Provider` and `Signer`.  `timeout`: seconds without an answer after which the endpoint counts
-    as unreachable; `part_size` in bytes; `uploads`: parts that are sent at once."""
+    """See `artfs.objects.Provider`, `Signer` and `Streamer`.  `timeout`: seconds without an answer after which the
+    endpoint counts as unreachable; `part_size` in bytes; `uploads`: parts that are sent at once."""
 
-    capabilities = Capabilities(adopts=False, durable=True, signs=True)
+    capabilities = Capabilities(adopts=False, durable=True, signs=True, streams=True)
 
     def __init__(
         self, url: str, place: Place, timeout: float = 30.0, part_size: int = 8 * MIB, uploads: int = 4
@@ -70,13 +71,10 @@ class S3Provider:
         calls, data = self._calls, token_hex(16).encode()
         probe = {"Bucket": self.place.bucket, "Key": f"{self._prefix}{PROBE}{token_hex(8)}"}
         await self._page("trying to list", {"Bucket": self.place.bucket, "Prefix": self._prefix, "MaxKeys": 1})
-        put = {**probe, **calls.sse, "Body": Body(data), "ContentMD5": content_md5(data)}
+        put = {**probe, **calls.sse, "Body": Body.of(data), "ContentMD5": content_md5(data)}
         await calls.request("trying to put", "put_object", put)
         try:
-            if (
-                await calls.limited("trying to get", 0, lambda client: self._read(client, probe, "", 0, len(data)))
-                != data
-            ):
+            if await calls.limited("trying to get", 0, lambda client: self._read(client, probe, "", len(data))) != data:
                 raise UnavailableError(f"{calls.where}: what is got from there is not what was put there")
         finally:
             with anyio.CancelScope(shield=True):
@@ -90,7 +88,7 @@ class S3Provider:
         await self._bridge.call(self._create, name, self._key(name), data)
 
     async def _create(self, name: str, key: Key, data: bytes) -> None:
-        calls, what, body = self._calls, f"object {name}", Body(data)
+        calls, what = self._calls, f"object {name}"
         exists = ExistsError(f"{what}, {calls.where}: it exists already")
         try:
             await calls.info(what, key)
@@ -101,7 +99,7 @@ class S3Provider:
             raise exists
 
         async def put(client: Client) -> None:
-            own = {**key, **calls.sse, "Body": body, "ContentMD5": body.md5}
+            own = {**key, **calls.sse, "Body": Body.of(data), "ContentMD5": content_md5(data)}
             try:
                 await client.api.put_object(**own, IfNoneMatch="*")
             except Exception as error:
@@ -110,7 +108,7 @@ class S3Provider:
                 elif status_of(error) != 412:
                     raise
                 # If it was sent again, the first time may have been a success whose answer was lost.
-                elif not attempts_of(error) or await self._read(client, key, name, 0, len(data)) != data:
+                elif not attempts_of(error) or await self._read(client, key, name, len(data)) != data:
                     raise exists from error
 
         await calls.limited(what, len(data), put)
@@ -181,19 +179,32 @@ class S3Provider:
         return await self._bridge.call(self._get, name, self._key(name), offset, length)
 
     async def _get(self, name: str, key: Key, offset: int, length: int) -> bytes:
-        what = f"object {name}"
         if length == 0:  # which no range can say
-            if offset > (await self._calls.info(what, key)).size:
+            if offset > (await self._calls.info(f"object {name}", key)).size:
                 raise self._short(name, offset)
             return b""
-        return await self._calls.limited(what, length, lambda client: self._read(client, key, name, offset, length))
+        body = Whole()
+        await self._receive(name, key, offset, length, body)
+        return body.data()
+
+    async def receive(self, name: str, offset: int, length: int, sink: Sink) -> None:
+        await self._bridge.call(self._receive, name, self._key(name), offset, length, sink)
+
+    async def _receive(self, name: str, key: Key, offset: int, length: int, sink: Sink) -> None:
+        what = f"object {name}"
+        await self._calls.limited(what, length, lambda client: self._take(client, key, name, offset, length, sink))
 
     def _short(self, name: str, end: int) -> UnavailableError:
         return UnavailableError(f"object {name} ends before {end}, {self._calls.where}")
 
-    async def _read(self, client: Client, key: Key, name: str, offset: int, length: int) -> bytes:
+    async def _read(self, client: Client, key: Key, name: str, length: int) -> bytes:
+        body = Whole()
+        await self._take(client, key, name, 0, length, body)
+        return body.data()
+
+    async def _take(self, client: Client, key: Key, name: str, offset: int, length: int, sink: Sink) -> None:
         end = offset + length
-        with receiving(length) as body:
+        with receiving(offset, length, sink) as body:
             try:
                 answer = await client.api.get_object(**key, Range=f"bytes={offset}-{end - 1}")
             except Exception as error:
@@ -204,12 +215,10 @@ class S3Provider:
         range_, size = answer.get("ContentRange", ""), answer.get("ContentLength", length)
         if size < length and (not range_ or range_.startswith(f"bytes {offset}-")):
             raise self._short(name, end)
-        asked = range_.startswith(f"bytes {offset}-{end - 1}/") if range_ else offset == 0
-        if size > length or not asked or len(body.data) > length:
+        if size > length or not is_range(range_, offset, length) or body.taken > length:
             raise UnavailableError(f"object {name}, {self._calls.where}: the answer is not the range asked for")
-        if len(body.data) < length:
-            raise UnavailableError(f"object {name}, {self._calls.where}: {len(body.data)} bytes came of {length}")
-        return body.data
+        if body.taken < length:
+            raise UnavailableError(f"object {name}, {self._calls.where}: {body.taken} bytes came of {length}")
 
     async def head(self, name: str) -> Info:
         return await self._bridge.call(self._calls.info, f"object {name}", self._key(name))

@@ -28,14 +28,12 @@ import anyio
 from anyio import to_thread
 from anyio.lowlevel import RunVar
 
-from artfs.errors import DeniedError, InvalidError
+from artfs.errors import DeniedError, InvalidError, UnavailableError
 from artfs.objects.s3_bodies import Body, content_md5
 from artfs.objects.s3_errors import Refused
 from artfs.types import DEFAULT_MAX_RETRIES
 
 CONNECTIONS = 128
-AHEAD = 2
-"""Parts that are read and hashed while as many as may be sent are on their way."""
 BUSY = (429, 503)
 SMALL = 64 << 10
 """A body up to here is sent without asking first (`Expect: 100-continue`), which takes a round trip."""
@@ -74,18 +72,17 @@ class Endpoint:
 
 @dataclass(slots=True)
 class Client:
-    """`api`: aioboto3's; `memory`: held by each part of a file that is in memory, `sending` by each that is sent, which
-    are `uploads` if the server can keep up."""
+    """`api`: aioboto3's; `sending` is held by each part that is sent, which are `uploads` if the server can keep up.
+    `says_md5`: the ETag of a part is its MD5, as far as that is known."""
 
     api: Any
     uploads: int
     stack: AsyncExitStack
-    memory: anyio.Semaphore = field(init=False)
     sending: anyio.CapacityLimiter = field(init=False)
     users: set[object] = field(default_factory=set)
+    says_md5: bool = True
 
     def __post_init__(self) -> None:
-        self.memory = anyio.Semaphore(self.uploads + AHEAD)
         self.sending = anyio.CapacityLimiter(self.uploads)
 
     def is_busy(self) -> None:
@@ -153,7 +150,10 @@ async def _made(endpoint: Endpoint) -> Client:
     place = endpoint.place
     if place.ca and not await to_thread.run_sync(os.path.isfile, place.ca):
         raise InvalidError(f"ca: {place.ca} is not there; name the file of certificates of the endpoint's authority")
-    aioboto3 = await to_thread.run_sync(importlib.import_module, "aioboto3")
+    try:
+        aioboto3 = await to_thread.run_sync(importlib.import_module, "aioboto3")
+    except ModuleNotFoundError as error:
+        raise UnavailableError("aioboto3, which S3 needs, is not installed: pip install 'artfs[s3]'") from error
     config = importlib.import_module("aiobotocore.config").AioConfig(
         signature_version="s3v4",
         connect_timeout=max(min(endpoint.timeout / 2, 10.0), 0.5),

@@ -4,8 +4,10 @@ All of this runs on asyncio, below `artfs.aio.Bridge`.  A *call* is one request 
 within `2 × timeout` and a second for each `SLOWEST` bytes that it moves.
 
 * A file above `MULTIPART` goes in parts of `part_size`, or more where `PARTS` would not suffice.  At most `uploads`
-  parts are sent at once, for all providers with this endpoint together; other threads read and hash the next ones,
-  `AHEAD` at most.
+  parts are sent at once, for all providers with this endpoint together, each as it is read: none is in memory.
+* A part is hashed by a thread while it is sent.  Where a server says the MD5 of what came, as its ETag, that is
+  compared; else the part is sent again with its MD5, which the server compares.  Most servers compute one MD5 of a
+  part in any case, and another to compare.  An object in one request carries its MD5: it must never be wrong.
 * An upload in parts is an object only when all are there, and when its size is the file's.  One that fails or is
   cancelled is aborted; one whose process was killed is found by a later one (`end_abandoned`).
 """
@@ -23,7 +25,7 @@ from anyio import to_thread
 
 from artfs.errors import ArtfsError, InvalidError, NotFoundError, UnavailableError
 from artfs.objects import Info
-from artfs.objects.s3_bodies import Body
+from artfs.objects.s3_bodies import Body, encoded
 from artfs.objects.s3_client import Client, Endpoint, Place, client_for, failed
 from artfs.objects.s3_errors import attempts_of, code_of, translated
 
@@ -75,24 +77,20 @@ class Source:
     def _unreadable(self, reason: str) -> UnavailableError:
         return UnavailableError(f"object {self._name} cannot be read from {self._source!s}: {reason}")
 
-    async def part(self, offset: int, length: int) -> Body:
-        """Errors: UnavailableError if the file has been shortened or cannot be read."""
-        return await to_thread.run_sync(self._part, offset, length)
+    def part(self, offset: int, length: int) -> Body:
+        return Body(lambda at, count: self._read(offset + at, count), length)
 
-    def _part(self, offset: int, length: int) -> Body:
+    def _read(self, offset: int, length: int) -> bytes | memoryview:
+        """Errors: UnavailableError if the file has been shortened or cannot be read."""
         if isinstance(self._source, bytes):
-            return Body(self._source[offset : offset + length])
-        pieces: list[bytes] = []
-        while length > 0:
-            try:
-                data = os.pread(self._fd, length, offset)
-            except OSError as error:
-                raise self._unreadable(str(error.strerror)) from error
-            if not data:
-                raise self._unreadable(f"it ends at {offset}, before its size of {self.size}")
-            pieces.append(data)
-            offset, length = offset + len(data), length - len(data)
-        return Body(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+            return memoryview(self._source)[offset : offset + length]
+        try:
+            data = os.pread(self._fd, length, offset)
+        except OSError as error:
+            raise self._unreadable(str(error.strerror)) from error
+        if len(data) < length:
+            raise self._unreadable(f"it ends at {offset + len(data)}, before its size of {self.size}")
+        return data
 
 
 class Uploads:
@@ -142,14 +140,12 @@ class Uploads:
             try:
                 if source.size > MULTIPART:
                     await self._send_parts(what, key, source)
-                elif isinstance(data, bytes):  # which are in memory already
-                    await self._put(what, key, await source.part(0, source.size))
+                elif isinstance(data, bytes):  # few and small
+                    await self._put(what, key, source.part(0, source.size))
                 else:
                     client = await self._client(what)
-                    async with client.memory:
-                        body = await source.part(0, source.size)
-                        async with client.sending:
-                            await self._put(what, key, body)
+                    async with client.sending:
+                        await self._put(what, key, source.part(0, source.size))
                     client.has_sent()
             except (NotFoundError, InvalidError) as error:
                 # The object is only being made, so the server has lost the upload, or parts of it.
@@ -166,22 +162,60 @@ class Uploads:
         return await self.limited(what, 0, client)
 
     async def _put(self, what: str, key: Key, body: Body) -> None:
-        await self.request(what, "put_object", {**key, **self.sse, "Body": body, "ContentMD5": body.md5}, len(body))
+        digest = encoded(await to_thread.run_sync(body.md5))
+        await self.request(what, "put_object", {**key, **self.sse, "Body": body, "ContentMD5": digest}, len(body))
 
     async def _send_parts(self, what: str, key: Key, source: Source) -> None:
         client, length = await self._client(what), part_length(source.size, self.part_size)
 
         async def send(upload: str, number: int) -> str:
             start = (number - 1) * length
-            async with client.memory:
-                body = await source.part(start, min(length, source.size - start))
-                own = {**key, "UploadId": upload, "PartNumber": number, "Body": body, "ContentMD5": body.md5}
-                async with client.sending:
-                    answer = await self.request(what, "upload_part", own, len(body))
+            body = source.part(start, min(length, source.size - start))
+            async with client.sending:
+                etag = await self._send_part(client, what, {**key, "UploadId": upload, "PartNumber": number}, body)
             client.has_sent()
-            return str(answer["ETag"])
+            return etag
 
         await self.in_parts(what, key, source.size, -(-source.size // length), send)
+
+    async def _send_part(self, client: Client, what: str, own: Mapping[str, Any], body: Body) -> str:
+        if client.says_md5 and not self.place.sse.startswith("aws:kms"):
+            digest, etag = await self._send_and_hash(what, own, body)
+            if etag.strip('"') == digest.hex():
+                return etag
+        else:
+            digest = await to_thread.run_sync(body.md5)
+        compared = {**own, "Body": body, "ContentMD5": encoded(digest)}
+        etag = str((await self.request(what, "upload_part", compared, len(body)))["ETag"])
+        client.says_md5 = etag.strip('"') == digest.hex()
+        return etag
+
+    async def _send_and_hash(self, what: str, own: Mapping[str, Any], body: Body) -> tuple[bytes, str]:
+        """The MD5 of a part that is sent without it, and its ETag."""
+        digest, etag = b"", ""
+        failures: list[ArtfsError] = []
+
+        async def hash() -> None:
+            nonlocal digest
+            digest = await to_thread.run_sync(body.md5)
+
+        async def send() -> None:
+            nonlocal etag
+            etag = str((await self.request(what, "upload_part", {**own, "Body": body}, len(body)))["ETag"])
+
+        async def ending(call: Callable[[], Awaitable[None]]) -> None:
+            try:
+                await call()
+            except ArtfsError as error:  # also of a file that has been shortened, which no request can say
+                failures.append(error)
+                group.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(ending, hash)
+            group.start_soon(ending, send)
+        if failures:
+            raise failures[0]
+        return digest, etag
 
     async def in_parts(
         self, what: str, key: Key, size: int, count: int, send: Callable[[str, int], Awaitable[str]]

@@ -235,6 +235,36 @@ class Uploads(Fetching):
             elif all(map(self.local.waits, wanted)):  # for a commit, or for the uploads of others
                 await anyio.sleep(LOOK)
 
+    async def push_for_copy(self, needed: Collection[str] | None, patience: float) -> frozenset[str]:
+        """`push` to the providers with these URLs (None: to all); for up to `patience` seconds to those of the others
+        that do not fail at present.  Returns the providers that have not got all that waited when it was called.
+        Errors: as `push`, of those that are needed."""
+        waiting = {number: self.homes[number >> 32].provider for number in self.local.waiting_objects()}
+        serials: dict[str, set[int]] = {}
+        for number, url in waiting.items():
+            serials.setdefault(url, set()).add(number >> 32)
+        required = set[int]().union(*(serials[url] for url in serials if needed is None or url in needed))
+        failures: list[Exception] = []
+
+        async def attempt(some: Collection[int], limit: float | None) -> None:
+            try:
+                with anyio.move_on_after(limit):
+                    await self.push(some)
+            except (ArtfsError, OSError) as error:
+                if limit is None:
+                    failures.append(error)
+                    tasks.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(attempt, required, None)
+            for url, some in serials.items():
+                backoff = self._backoffs.get(url)
+                if patience > 0 and not some <= required and not (backoff is not None and backoff.error):
+                    tasks.start_soon(attempt, some, patience)
+        if failures:
+            raise failures[0]
+        return frozenset(url for number, url in waiting.items() if self.local.waits(number))
+
     def _under_way(self, wanted: Collection[int]) -> anyio.Event | None:
         """What is set when an upload of one of these has ended."""
         return next((self._uploading[number] for number in wanted if number in self._uploading), None)

@@ -56,7 +56,7 @@ class Address:
 
 def parse_url(url: str, *, insecure: bool = False) -> Address:
     """Errors: InvalidError, which never shows a password."""
-    scheme, separator, rest = url.partition("://")
+    scheme, separator, rest = url.partition("://") if isinstance(url, str) else ("", "", "")
     if not separator or scheme not in SCHEMES:
         raise InvalidError("a redis URL begins with redis://, rediss:// or unix://")
     rest, _, query = rest.partition("?")

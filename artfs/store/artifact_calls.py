@@ -32,13 +32,12 @@ from artfs.volume.data import DIRECT
 from artfs.volume.inodes import now as coarse_now
 from artfs.volume.node import Node
 from artfs.volume.postings import OWN
-from artfs.volume.shard import SMALL
 from artfs.volume.tree import BLOB_DATA, Tree
+from artfs.volume.trees import SMALL
 from artfs.volume.waiting import MustWait, run
 
 PART = 16 << 20
 """Bytes of one call, at most."""
-SESSION_SECONDS = 24 * 3600.0
 Described = dict[str, Any]
 T = TypeVar("T")
 
@@ -223,7 +222,7 @@ class ArtifactCalls(NamespaceCalls):
 
         def work() -> str:
             namespace = self._make(data, place, sandbox, own, meta, ttl, provider, user=user)
-            return self._told(namespace.id, partial(self.store._tell_grid, namespace))
+            return self._told(namespace.id, partial(self.store.surfaces.grid_changed, namespace))
 
         home = self._home_of(place[0], provider) if len(data) >= DIRECT else None
         return self._where_uploads_are(home is not None, work)
@@ -258,7 +257,7 @@ class ArtifactCalls(NamespaceCalls):
         at = 0
 
         def step() -> list[dict[str, Any]]:
-            with uncollected():
+            with uncollected(), self.store.shard.together():
                 return make()
 
         def make() -> list[dict[str, Any]]:
@@ -279,7 +278,7 @@ class ArtifactCalls(NamespaceCalls):
         async def rest() -> list[dict[str, Any]]:
             await run(step)
             for namespace in made:
-                await self.store._tell_grid(namespace)
+                await self.store.surfaces.grid_changed(namespace)
             return done
 
         home = self._home_of(place[0], provider) if len(data) >= DIRECT else None
@@ -311,6 +310,9 @@ class ArtifactCalls(NamespaceCalls):
         return self._read(namespace)
 
     def _read(self, namespace: Namespace) -> bytes | dict[str, Any]:
+        found = self.store.shard.bytes_in_row(namespace)
+        if found is not None:
+            return found
         tree = self.store.shard.glance(namespace)
         node = self._node(tree)
         if node.size > PART:

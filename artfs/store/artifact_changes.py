@@ -20,8 +20,8 @@ from artfs.volume.data import DIRECT
 from artfs.volume.inodes import now as coarse_now
 from artfs.volume.node import Node
 from artfs.volume.postings import OWN
-from artfs.volume.shard import SMALL
 from artfs.volume.tree import BLOB_DATA, Tree
+from artfs.volume.trees import SMALL
 from artfs.volume.waiting import MustWait, run
 
 NOT_COPIED = ("presigned", "incomplete", "batch_operation", "batch_index", "updated", "sha256")
@@ -134,7 +134,7 @@ class ArtifactChanges(ArtifactCalls):
             created=now,
             data=data,
         )
-        return self._told(made.id, partial(self.store._tell_grid, made))
+        return self._told(made.id, partial(self.store.surfaces.grid_changed, made))
 
     async def _clone(self, namespace: Namespace, changes: Mapping[str, Any]) -> str:
         """A large one shares its bytes."""
@@ -150,7 +150,7 @@ class ArtifactChanges(ArtifactCalls):
             prefix=f"grid/{namespace.sandbox}/{scope_dir(namespace.scope, namespace.owner)}/{id}",
         )
         store.volumes[target.serial] = await volume.clone(target)
-        await store._tell_grid(target)
+        await store.surfaces.grid_changed(target)
         return id
 
     def _copied(self, namespace: Namespace, changes: Mapping[str, Any], content: tuple[int, int] | None) -> Namespace:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping
-from time import time_ns
+from time import time, time_ns
 from typing import Any, Self
 
 from artfs.errors import ArtfsError, InvalidError
@@ -95,8 +95,8 @@ class ArtifactStore(
                 raise InvalidError(f"shared_writable is True or False, not {shared_writable!r}")
             # What the URL of a provider leaves out is the default.
             self._options = {"retries": str(max_retries)} if max_retries != DEFAULT_MAX_RETRIES else {}
-            self._place = choose(root, storage_provider, bucket, env, self._options)
             self._scope_kinds = scope_homes(providers, env)
+            self._place = choose(root, storage_provider, bucket, env, self._options, self._scope_kinds)
             self._environment = env
             self.sandbox_id = self._sandbox(sandbox_id)
             self.session_provider = check_provider(
@@ -110,8 +110,8 @@ class ArtifactStore(
         self.max_retries = max_retries
         self._shared_writable = shared_writable
         self._handle = Handle(self._place.root, self._place.config)
-        self._elsewhere = Elsewhere()
-        self._own_sessions: dict[str | None, str] = {}
+        self._elsewhere = Elsewhere(self._handle)
+        self._own_sessions: dict[tuple[str | None, bool], tuple[str, float]] = {}
         self._made_at = time_ns()
         self._sessions_asked = Counter[bool]()  # whether they were live
         self._prefixes = Prefixes(self.sandbox_id)
@@ -255,9 +255,12 @@ class ArtifactStore(
         return {**(self._options if kind in REMOTE else {}), **(config or {})}
 
     # sessions that calls do not name
-    async def _session_for(self, session_id: str | None, user_id: str | None) -> str:
+    async def _session_for(self, session_id: str | None, user_id: str | None, life: float | None = None) -> str:
         """The session that something made by this call belongs to: the one that is named, the view's, else the store's
-        own for the user, made at its first use."""
+        own for the user, made at its first use, and anew when it would not outlive that by `life` seconds.
+
+        What is kept for no longer than half of `session_ttl_hours` shares one, which is used for the first half of its
+        life; what is kept for longer has another, so that nothing without an end of its own lives longer by that."""
         if session_id is not None:
             return session_id
         bound = self._bound
@@ -265,28 +268,41 @@ class ArtifactStore(
             if bound["session"] is not None:
                 return str(bound["session"])
             user_id = user_id or bound["user"]
-        own = self._own_sessions.get(user_id)
-        if own is None:
-            own = await self._new_own_session(user_id)
-        return own
+        half = self.session_ttl_hours * HOUR / 2
+        long = life is not None and life > half
+        lasting = life if life is not None and long else half
+        return self._own_session(user_id, long, lasting) or await self._new_own_session(user_id, long, lasting)
 
-    async def _new_own_session(self, user_id: str | None) -> str:
-        made = await self._call(
-            "api_session_create", user_id=user_id, user=user_id, ttl_seconds=self.session_ttl_hours * HOUR
-        )
-        return self._own_sessions.setdefault(user_id, str(made["session_id"]))
+    def _own_session(self, user_id: str | None, long: bool, lasting: float) -> str | None:
+        id, end = self._own_sessions.get((user_id, long), (None, 0.0))
+        return id if end - time() >= lasting else None
+
+    async def _new_own_session(self, user_id: str | None, long: bool, lasting: float) -> str:
+        end = time() + 2 * lasting
+        made = await self._call("api_session_create", user_id=user_id, user=user_id, ttl_seconds=2 * lasting)
+        other = self._own_session(user_id, long, lasting)  # another call may have been faster
+        if other is not None:
+            return other
+        self._own_sessions[user_id, long] = (str(made["session_id"]), end)
+        return str(made["session_id"])
+
+    def _session_ended(self, session: str) -> None:
+        """It is none of the store's own any more."""
+        for key, (own, _) in list(self._own_sessions.items()):
+            if own == session:
+                del self._own_sessions[key]
 
     async def _call_in_session(
-        self, method: str, /, *, session_id: str | None, user_id: str | None, **arguments: Any
+        self, method: str, /, *, session_id: str | None, user_id: str | None, life: float | None, **arguments: Any
     ) -> Any:
         """`_call` with `session`: that of `_session_for`.  An own session that has ended is made anew."""
         named = session_id is not None or (self._bound is not None and self._bound["session"] is not None)
-        session = await self._session_for(session_id, user_id)
+        session = await self._session_for(session_id, user_id, life)
         try:
             return await self._call(method, session_id=session_id, user_id=user_id, session=session, **arguments)
         except SessionError:
             if named:
                 raise
-        self._own_sessions.pop(user_id or (self._bound or {}).get("user"), None)
-        session = await self._session_for(session_id, user_id)
+        self._session_ended(session)
+        session = await self._session_for(session_id, user_id, life)
         return await self._call(method, session_id=session_id, user_id=user_id, session=session, **arguments)

@@ -162,7 +162,7 @@ class ArtifactTransfers(ArtifactSearch):
         self.store.made(namespace)
         self._stream_ended(handle, write)
         current = self.store.catalogue.by_serial[namespace.serial]
-        return self._told(self._describe(current), partial(self.store._tell_grid, current))
+        return self._told(self._describe(current), partial(self.store.surfaces.grid_changed, current))
 
     def _stream_ended(self, handle: int, write: _Write) -> None:
         del self._streams[handle]
@@ -281,10 +281,10 @@ class ArtifactTransfers(ArtifactSearch):
         """Errors: NotFoundError, ExpiredError (its session), DeniedError."""
         document = self._record(id)
         pending: dict[str, Any] | None = json.loads(document) if document else None
-        if pending is None or pending["sandbox"] != sandbox:
-            raise NotFoundError(
-                f"Multipart upload {id} not found" if id.startswith(UPLOAD) else f"Upload not found: {id}"
-            )
+        ended = self.store.blobs.uploads.ended(id)  # until that is committed, the document stays
+        if pending is None or pending["sandbox"] != sandbox or ended:
+            found = f"Multipart upload {id} not found" if id.startswith(UPLOAD) else f"Upload not found: {id}"
+            raise NotFoundError(f"{found}: it was {ended} already" if ended else found)
         self.identity.require(who, sandbox, self._future(pending), Access.WRITE)
         return pending
 
@@ -379,7 +379,7 @@ class ArtifactTransfers(ArtifactSearch):
         else:
             namespace = await uploads.complete(upload_id, parts, make, ready)
         store.catalogue.records[PURPOSE, upload_id] = None
-        await store._tell_grid(namespace)
+        await store.surfaces.grid_changed(namespace)
         return namespace.id
 
     async def api_upload_abort(self, upload_id: str, who: Who = None, sandbox: str = "") -> None:

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from artfs.errors import InvalidError
 from artfs.objects.opening import for_type, parse_url
+from artfs.root import BESIDE
 from artfs.types import ARGUMENTS, DEFAULT_BUCKET, Scope, StorageProvider
 
-BESIDE = "-artfs"
 REMOTE = ("s3", "ibm_cos")
+IN_MEMORY = ("memory", "vfs")
+"""Without a root."""
+LASTING = ("filesystem", "sqlite", *REMOTE)
+"""The first of them that a scope has gives the root, where nothing else does."""
 SUFFIXES = (".db", ".sqlite", ".sqlite3")
 BESIDE_ARGUMENTS = frozenset(
     [
@@ -69,8 +73,27 @@ def choose(
     bucket: str | None,
     env: Mapping[str, str],
     options: Mapping[str, str] = MappingProxyType({}),
+    scopes: Mapping[Scope, str] = MappingProxyType({}),
 ) -> Place:
-    """`options`: of a provider that is reached over a network.  Errors: InvalidError."""
+    """`options`: of a provider that is reached over a network; `scopes`: as `scope_homes` gives them.  A store that
+    would be in memory, but for a scope, is where that scope's provider has it; what else is made there is in memory.
+    Errors: InvalidError."""
+    place = _chosen(root, storage_provider, bucket, env, options)
+    kind = next((kind for kind in LASTING if kind in scopes.values()), None)
+    if place.root is not None or kind is None:
+        return place
+    config, base = _remote(kind, bucket, options), env.get("ARTFS_ROOT")
+    of_scope = _at(_path(base), kind, True, config, env) if base else by_provider(kind, config, env)
+    return replace(of_scope, kind="memory", home="memory:")
+
+
+def _chosen(
+    root: str | os.PathLike[str] | None,
+    storage_provider: str | None,
+    bucket: str | None,
+    env: Mapping[str, str],
+    options: Mapping[str, str],
+) -> Place:
     named = storage_provider or env.get("ARTIFACT_PROVIDER") or None
     kind = plain_kind(named) if named else "vfs"
     memory = kind == "memory" and storage_provider is not None and root is None
@@ -81,7 +104,7 @@ def choose(
         named, kind = None, "vfs"  # a root that is named is meant to last
     if given is not None:
         return _at(_path(given), kind, named is not None, _remote(kind, bucket, options), env)
-    if kind in ("memory", "vfs"):
+    if kind in IN_MEMORY:
         return Place(None, "memory")
     return by_provider(kind, _remote(kind, bucket, options), env)
 

@@ -8,15 +8,21 @@ wherever a file is meant. Below `.checkpoints/NAME` of a namespace is what that 
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Iterator
+from stat import S_IFREG
 from typing import Any, cast
 
 from artfs.errors import ExistsError, InvalidError, NotFoundError, PathError
 from artfs.grid import GridPath, parse_path, scope_dir
+from artfs.store.describing import describe
 from artfs.store.store import Store
 from artfs.types import NamespaceType, Scope
 from artfs.vfs import PART, Files, Stat, Writing, copy
+from artfs.vfs.files import LISTED, META_FILE, VIRTUAL
+from artfs.vfs.usage import usage
+from artfs.vfs.walk import parts_of
 from artfs.volume.catalogue import MAKING, Namespace
 from artfs.volume.tree import BLOB_DATA
 
@@ -45,6 +51,8 @@ class FileCalls:
         place = parse_path(path)
         if place.namespace is None:
             return [_directory(name) for name in self._above(place)]
+        if (virtual := self._virtual_entry(place)) is not None:
+            return [virtual]
         files = await self._files(place)
         listed = await files.entries(self._inside(place))
         return sorted((_entry(stat) for stat in listed), key=lambda entry: str(entry["name"]))
@@ -55,15 +63,21 @@ class FileCalls:
         if place.namespace is None:
             self._above(place)
             return _directory(str(place).rpartition("/")[2])
+        if (virtual := self._virtual_entry(place)) is not None:
+            return virtual
         files = await self._files(place)
         entry = _entry(await files.stat(os.fsencode(place.path), follow))
         return entry if place.path else {**entry, "name": place.namespace}
 
     async def fs_read(self, path: str, offset: int = 0, length: int = PART) -> bytes:
-        """Fewer bytes than `length` mean the end.  At most 16 MiB at once."""
+        """Fewer bytes than `length` mean the end.  At most 16 MiB at once.  `_meta.json` and `.workspace` in the root
+        of a namespace are its description."""
         if offset < 0 or not 0 <= length <= READ_MAX:
             raise InvalidError(f"a read takes an offset from 0 and a length up to {READ_MAX}")
         place = self._file_place(path)
+        virtual = self._virtual_at(self._at(place), self._inside(place))
+        if virtual is not None:
+            return virtual[offset : offset + length]
         files = await self._files(place, settle=offset == 0)
         return await files.read(self._inside(place), offset, length)
 
@@ -138,6 +152,18 @@ class FileCalls:
             return
         await self._of(namespace).mkdir(os.fsencode(place.path), parents=parents)
 
+    async def fs_symlink(self, path: str, target: str) -> None:
+        """A symlink in place of anything but a directory; it survives power loss."""
+        place = self._file_place(path)
+        await self._of(self._at(place)).symlink(self._inside(place), os.fsencode(target))
+        await self.store.shard.sync()
+
+    async def fs_usage(self, path: str) -> dict[str, Any]:
+        """Bytes and inodes of a file or directory in a namespace, or of a checkpoint, with all that is below."""
+        place = parse_path(path)
+        size, inodes = await usage(await self._files(place), self._inside(place))
+        return {"path": str(place), "bytes": size, "inodes": inodes}
+
     async def fs_remove(self, path: str, recursive: bool = False) -> None:
         """A file, an empty directory, or with `recursive` all that is below."""
         place = parse_path(path)
@@ -172,6 +198,22 @@ class FileCalls:
 
     def _of(self, namespace: Namespace) -> Files:
         return Files(self.store.volume(namespace), self.store.names_changed)
+
+    def _virtual_at(self, namespace: Namespace, path: bytes) -> bytes | None:
+        """What a virtual file holds; None: the path names none."""
+        if LISTED in path or META_FILE in path:
+            parts = parts_of(path)
+            if len(parts) == 1 and parts[0] in VIRTUAL[namespace.type]:
+                return json.dumps(describe(self.store, namespace), indent=2).encode() + b"\n"
+        return None
+
+    def _virtual_entry(self, place: GridPath) -> Entry | None:
+        """Of a virtual file; None: the path names none."""
+        content = self._virtual_at(self._at(place), self._inside(place))
+        if content is None:
+            return None
+        file = {"type": "file", "mode": S_IFREG | 0o444, "nlink": 1, "size": len(content)}
+        return {**_directory(place.path.strip("/")), **file}
 
     def _at(self, place: GridPath) -> Namespace:
         if place.sandbox is None or place.scope is None or place.namespace is None:

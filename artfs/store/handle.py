@@ -34,9 +34,10 @@ import anyio
 from artfs.errors import ArtfsError, BusyError, ExistsError, NotFoundError, UnavailableError
 from artfs.loop import LOOP
 from artfs.settings import create_store
+from artfs.store.connecting import Caller, connect
 from artfs.store.one_file import recovered
 from artfs.store.opening import memory_store
-from artfs.store.service import Caller, Service, connect
+from artfs.store.service import Service
 from artfs.store.socket import Client
 from artfs.volume.waiting import MustWait
 

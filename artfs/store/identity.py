@@ -114,12 +114,16 @@ class Identity:
             return
         have = self.access(who, sandbox, scope, owner)
         if have is Access.NONE or (wanted is Access.WRITE and have is not Access.WRITE):
-            raise DeniedError(_reason(who, scope, have))
+            raise DeniedError(self._reason(who, sandbox, scope, have))
 
-
-def _reason(who: Mapping[str, Any], scope: Scope, have: Access) -> str:
-    session, user = who.get("session"), who.get("user")
-    name = f"session {session!r}" if session else f"user {user!r}" if user else "the caller"
-    if have is Access.READ:
-        return f"Access denied: insufficient permissions: {scope} scope is read-only for {name}; act as an admin"
-    return f"Access denied: it does not belong to {name}"
+    def _reason(self, who: Mapping[str, Any], sandbox: str, scope: Scope, have: Access) -> str:
+        session, user = who.get("session"), who.get("user")
+        name = f"session {session!r}" if session else f"user {user!r}" if user else "the caller"
+        if have is Access.READ:
+            return f"Access denied: insufficient permissions: {scope} scope is read-only for {name}; act as an admin"
+        try:
+            if session:
+                self.store.session(sandbox, session)
+        except NotFoundError:
+            return f"Access denied: there is no {name}, or it has ended"
+        return f"Access denied: it does not belong to {name}"

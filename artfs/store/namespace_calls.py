@@ -18,7 +18,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeVar
 
-from artfs.errors import InvalidError, NotFoundError
+from artfs.errors import DeniedError, InvalidError, NotFoundError
 from artfs.exceptions import SessionError
 from artfs.grid import check_id, parse_path, scope_dir, session_key
 from artfs.meta import Checkpoint
@@ -109,7 +109,9 @@ class NamespaceCalls(SessionCalls):
         """Errors: SessionError (a session that is not live), InvalidError (no user for user scope), DeniedError."""
         place = Scope(scope)
         owner = self._owner(place, user, session, who, sandbox)
-        live = self._live_session(sandbox, session) if place is Scope.SESSION and session else None
+        live = self._live_session(sandbox, session) if session else None
+        if live is not None and user is not None and live.user not in (None, user):
+            raise DeniedError(f"Access denied: session {session!r} does not belong to user {user!r}")
         self.identity.require_scope(who, sandbox, place, owner, WANTED["api_create"])
         own = {"session": live.id if live is not None else self._session_of(who), "provider": provider_type}
         if name is not None:
@@ -124,7 +126,7 @@ class NamespaceCalls(SessionCalls):
             metadata={**_custom(metadata), OWN: {key: value for key, value in own.items() if value}},
             provider=provider,
         )
-        return self._told(self._info(namespace, live), partial(self.store._tell_grid, namespace))
+        return self._told(self._info(namespace, live), partial(self.store.surfaces.grid_changed, namespace))
 
     def _owner(self, scope: Scope, user: str | None, session: str | None, who: Who, sandbox: str) -> str | None:
         if scope is Scope.SANDBOX:

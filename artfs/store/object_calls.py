@@ -18,10 +18,12 @@ from weakref import WeakKeyDictionary
 from artfs.errors import InvalidError
 from artfs.grid import parse_path
 from artfs.objects import Capabilities, Home
+from artfs.store.describing import describe
 from artfs.store.file_calls import FileCalls
 from artfs.store.importing import import_
 from artfs.store.portable import export
 from artfs.store.store import Store
+from artfs.volume.warming import warm_up
 
 
 @dataclass(slots=True)
@@ -55,7 +57,7 @@ class ObjectCalls(FileCalls):
 
     async def gc(self, dry_run: bool = False) -> dict[str, Any]:
         with self._job("gc"):
-            return asdict(await self.store.gc(dry_run))
+            return asdict(await self.store.collector.collect(dry_run=dry_run))
 
     async def warmup(self, path: str) -> dict[str, Any]:
         """Bring a file, or all below a directory, to the cache: how many files and bytes that are."""
@@ -63,7 +65,7 @@ class ObjectCalls(FileCalls):
         if id not in self.store.catalogue.by_id:
             id, below = path, self._file_place(path).path
         with self._job("warmup") as job:
-            files, size = await self.store.warm_up(self._namespace(id), os.fsencode(below), job.files)
+            files, size = await warm_up(self.store.volume(self._namespace(id)), os.fsencode(below), job.files)
         return {"files": files, "bytes": size}
 
     async def cache_status(self) -> dict[str, Any]:
@@ -90,12 +92,13 @@ class ObjectCalls(FileCalls):
         return {**waiting, "providers": list(waiting["providers"])}
 
     def _saved(self) -> dict[str, Any] | None:
-        """Of the newest copy of the metadata; `moment` None: none was made from here; `trouble`: why the last attempt
-        failed.  None: this store saves nowhere."""
+        """Of the newest copy of the metadata; `moment` None: none was made from here; `behind`: providers that it is
+        not complete for; `trouble`: why the last attempt failed.  None: this store saves nowhere."""
         if self.store.saver is None:
             return None
         saved = self.store.saver.statistics()
-        return {"moment": saved.moment or None, "sequence": saved.sequence, "trouble": saved.trouble}
+        found = {"moment": saved.moment or None, "sequence": saved.sequence, "trouble": saved.trouble}
+        return {**found, "behind": list(saved.behind)}
 
     def _providers(self) -> list[dict[str, Any]]:
         count = Counter(namespace.provider for namespace in self.store.catalogue.by_serial.values())
@@ -133,7 +136,7 @@ class ObjectCalls(FileCalls):
                 raise InvalidError(f"{path!r} is no place for a namespace; use SANDBOX/SCOPE/NAME, or SANDBOX/SCOPE")
         with self._job("import") as job:
             namespace = await import_(self.store, _absolute(file), place, job.bytes)
-        return self.store.describe(namespace)
+        return describe(self.store, namespace)
 
 
 def _absolute(file: str) -> Path:

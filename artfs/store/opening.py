@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from anyio import to_thread
 
+from artfs.durable import sync_directory
 from artfs.meta.memory import MemoryEngine
 from artfs.meta.sqlite import SqliteEngine
 from artfs.objects import Home
@@ -19,7 +19,8 @@ from artfs.objects.providers import OpenProviders
 from artfs.sessions.memory import MemorySessions
 from artfs.sessions.sqlite import SqliteSessions
 from artfs.settings import Settings, load_settings, read_store
-from artfs.store.store import Store, running
+from artfs.store.running import running
+from artfs.store.store import Store
 from artfs.volume.journal import Journal, NoJournal, TimedJournal
 from artfs.volume.lock import Lock
 from artfs.volume.saving import Saver
@@ -60,7 +61,7 @@ def _assemble(root: Path, settings: Settings) -> Store:
     try:
         (root / "objects").mkdir(mode=0o700, exist_ok=True)
         journal = (TimedJournal if settings.profile else Journal)(root / "journal", settings.journal_size)
-        _sync_names(root)
+        sync_directory(root)
         (root / "cache" / "scratch").mkdir(mode=0o700, parents=True, exist_ok=True)
         providers = OpenProviders(settings, root / "cache" / "scratch")
         shard = Shard(engine, journal, LocalObjects(root / "objects"), settings, providers)
@@ -89,24 +90,16 @@ def _saver(store: Store, providers: OpenProviders) -> Saver | None:
         generation=store.generation,
         interval=settings.save_interval,
         commit=shard.commit,
-        push=shard.remote.push,
+        push=shard.remote.push_for_copy,
         idle=shard.idle,
         scratch=providers.scratch,
         marked=place,
     )
     saver.ready = partial(store.use_provider, Home(url))
     shard.remote.allowed = saver.allowed
-    store.collector.save = saver.save
+    store.collector.save = saver.save_most
     store.collector.between_saves = saver.between
     return saver
-
-
-def _sync_names(root: Path) -> None:
-    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 @asynccontextmanager

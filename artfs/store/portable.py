@@ -30,6 +30,7 @@ from artfs.errors import ArtfsError, BusyError, DamagedError, NotFoundError
 from artfs.meta import Checkpoint
 from artfs.store.portable_file import FORMAT, Draft, unwritable
 from artfs.store.store import Store
+from artfs.together import all_at_once
 from artfs.types import Epoch, Serial
 from artfs.volume.catalogue import Namespace
 from artfs.volume.rows import HEAD_KEY, Head, unpack_block
@@ -240,7 +241,7 @@ class _Export:
             data = await self.shard.remote.read(chunk)
             found.append((chunk.object, chunk.offset, chunk.length, chunk.hash, data))
 
-        await _all([partial(read, chunk) for chunk in await to_thread.run_sync(missing)])
+        await all_at_once([partial(read, chunk) for chunk in await to_thread.run_sync(missing)])
         found.sort(key=lambda item: item[:2])
         await to_thread.run_sync(self.file.executemany, PUT_CHUNK, found)
         self.chunks += len(found)
@@ -249,23 +250,6 @@ class _Export:
 
     async def _engine(self, call: str, *args: Any) -> Any:
         return await to_thread.run_sync(getattr(self.shard.engine, call), self.serial, *args)
-
-
-async def _all(calls: Sequence[Callable[[], Any]]) -> None:
-    """At once; the first error as it is."""
-    failures: list[Exception] = []
-
-    async def one(call: Callable[[], Any]) -> None:
-        try:
-            await call()
-        except Exception as error:
-            failures.append(error)
-
-    async with anyio.create_task_group() as tasks:
-        for call in calls:
-            tasks.start_soon(one, call)
-    if failures:
-        raise failures[0]
 
 
 def silent(done: int, total: int) -> None:

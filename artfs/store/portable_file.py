@@ -14,6 +14,7 @@ from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from urllib.parse import quote
 
+from artfs.durable import sync_directory
 from artfs.errors import (
     ArtfsError,
     BusyError,
@@ -99,11 +100,7 @@ class Draft:
             raise ExistsError(f"{self.target} exists by now; choose another name") from None
         except OSError:  # not every file system has links
             os.rename(self.path, self.target)
-        folder = os.open(self.target.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_directory(self.target.parent)
 
     def close(self) -> None:
         """Nothing is left of the draft."""

@@ -36,6 +36,7 @@ from artfs.store.upload_records import (
     disk_errors,
 )
 from artfs.store.urls import WHOLE
+from artfs.together import all_at_once
 from artfs.types import NamespaceType
 from artfs.volume.catalogue import Namespace
 from artfs.volume.volume import Volume
@@ -159,7 +160,7 @@ class Registering(Records):
             async def fetch(offset: int, found: dict[int, bytes]) -> None:
                 found[offset] = await provider.get(record.name, offset, min(PIECE, size - offset))
 
-            await _all([partial(fetch, offset, found) for offset in offsets])
+            await all_at_once([partial(fetch, offset, found) for offset in offsets])
             for offset in offsets:
                 await to_thread.run_sync(digests.add, found[offset])
         return digests.finish()
@@ -217,20 +218,3 @@ class Registering(Records):
 
 def _nothing(record: Record) -> NotFoundError:
     return NotFoundError(f"upload {record.id}: nothing was uploaded; PUT the bytes to its URL, then register it")
-
-
-async def _all(calls: Sequence[Callable[[], Awaitable[None]]]) -> None:
-    """Run them at once; the first error is raised as it is."""
-    failures: list[Exception] = []
-
-    async def one(call: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await call()
-        except Exception as error:
-            failures.append(error)
-
-    async with anyio.create_task_group() as tasks:
-        for call in calls:
-            tasks.start_soon(one, call)
-    if failures:
-        raise failures[0]

@@ -10,8 +10,8 @@ import os
 from pathlib import Path
 from secrets import token_bytes, token_hex
 
+from artfs.durable import sync_directory
 from artfs.errors import DamagedError
-from artfs.store.spool import sync_directory
 from artfs.store.upload_records import disk_errors
 
 KEY_FILE = "urls.key"

@@ -1,7 +1,5 @@
-"""The calls that programs make on a store, from the process that owns it or from any other on this host.
-
-`connect` opens the store when it is free, and serves its socket to others meanwhile; else it becomes a client
-of the process that owns it (see `artfs.store.socket`).  Either way the caller sees one interface, `Caller`.
+"""The calls that programs make on a store, from the process that owns it or from any other on this host (see
+`artfs.store.connecting`).
 
 Arguments and results are JSON values, or bytes.  Paths are grid paths in any spelling; where a namespace is
 meant, its id will do.  Times are nanoseconds since 1970.  Callers are the owner of the store: nothing is
@@ -14,41 +12,31 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
-from time import monotonic
-from typing import Any, Protocol
+from functools import cache
+from typing import Any
 
 import anyio
 from anyio import to_thread
 
-from artfs.errors import BusyError, DeniedError, InvalidError, UnavailableError
+from artfs.errors import InvalidError
 from artfs.grid import GridPath, parse_path, scope_dir
 from artfs.meta import Checkpoint
 from artfs.sessions import Session
 from artfs.settings import FORMAT
 from artfs.store.artifact_transfers import ArtifactTransfers
-from artfs.store.importing import left_behind, take_away
+from artfs.store.batch_calls import BatchCalls
+from artfs.store.describing import describe
 from artfs.store.namespace_calls import NamespaceCalls
 from artfs.store.object_calls import JOBS, ObjectCalls
-from artfs.store.opening import open_store
-from artfs.store.portable import left_pinned, release, shown
-from artfs.store.socket import Client, serve
+from artfs.store.portable import shown
 from artfs.store.store import Store
-from artfs.store.virtual_calls import VirtualCalls
 from artfs.types import NamespaceType, Scope
 from artfs.volume.catalogue import Namespace
-from artfs.volume.lock import Claim, is_claimed
 from artfs.volume.volume import Volume
 from artfs.volume.waiting import run
 
-PATIENCE = 5.0
-"""Seconds to wait for an owner that is starting, or about to end."""
-LINGER = 2.0
-"""Seconds for which an owner that wants to end waits for those that it serves."""
-RETRY = 0.05
 HOUR = 3600.0
 FREE = frozenset(
     {"fs_list", "fs_stat", "fs_read", "fs_copy", "du", "checkpoint_diff", "sync", "warmup", "ns_export", "ns_import"}
@@ -58,113 +46,10 @@ FAMILIES = ("session_", "ns_", "checkpoint_", "fs_", "cache_", "api_")
 OTHERS = frozenset({"du", "status", "stats", "sync", "gc", "warmup", "let_go"})
 
 
-class Caller(Protocol):
-    """How to call a store, wherever it is.  Errors: ArtfsError; UnavailableError if its owner has gone,
-    BusyError if it does not answer."""
-
-    async def call(self, method: str, /, **arguments: Any) -> Any: ...
+_signature = cache(inspect.signature)
 
 
-@asynccontextmanager
-async def connect(root: Path, role: str) -> AsyncIterator[Caller]:
-    """A caller of the store at `root`; `role` is what others are told about this process while it owns the
-    store.
-    Errors: NotFoundError, BusyError, FormatError, DamagedError, NoSpaceError, InvalidError, DeniedError."""
-    failure: Exception | None = None
-    async with AsyncExitStack() as stack:
-        caller = await _enter(stack, root, role)
-        try:
-            yield caller
-        except Exception as error:  # not through the task groups, which would wrap it
-            failure = error
-    if failure is not None:
-        raise failure
-
-
-async def _enter(stack: AsyncExitStack, root: Path, role: str) -> Caller:
-    limit = monotonic() + PATIENCE
-    while True:
-        try:
-            if monotonic() < limit and is_claimed(root):
-                raise BusyError(f"the store {root} is left to a mount that waits for it")
-            store = await stack.enter_async_context(open_store(root, role))
-            break
-        except DeniedError:  # which is a PermissionError, too: a provider's
-            raise
-        except PermissionError as error:
-            raise DeniedError(f"{root} belongs to another user; act as that user, or as root") from error
-        except BusyError:
-            client = await Client.connect(root)
-            if client is not None:
-                stack.push_async_callback(client.aclose)
-                return client
-            if monotonic() > limit:
-                raise
-            await anyio.sleep(RETRY)
-    await stack.enter_async_context(serving(store, role))
-    service = Service(store, role)
-    stack.push_async_callback(service.aclose)
-    return service
-
-
-@asynccontextmanager
-async def own_store(root: Path, role: str) -> AsyncIterator[Store]:
-    """The store, owned by this process: a Python program that has it lets it go, and no other one comes in between.
-    Errors: as `open_store`."""
-    limit = monotonic() + PATIENCE
-    async with AsyncExitStack() as stack:
-        with ExitStack() as claiming:
-            claimed = False
-            while True:
-                try:
-                    store = await stack.enter_async_context(open_store(root, role))
-                    break
-                except BusyError:
-                    if not claimed:
-                        claiming.callback(Claim(root).close)
-                        claimed = True
-                    if monotonic() > limit or not await _ask_for(root):
-                        raise
-                    await anyio.sleep(RETRY)
-        yield store
-
-
-async def _ask_for(root: Path) -> bool:
-    """Whether the store may be free soon.  Errors: BusyError from an owner that does not answer."""
-    client = await Client.connect(root)
-    if client is None:
-        return True
-    try:
-        return bool(await client.call("let_go"))
-    except UnavailableError:
-        return True
-    except InvalidError:  # an owner of before there was this call
-        return False
-    finally:
-        await client.aclose()
-
-
-@asynccontextmanager
-async def serving(store: Store, role: str, linger: float = LINGER) -> AsyncIterator[None]:
-    """Serve the store's socket meanwhile; at the end those that are connected have `linger` seconds to
-    finish."""
-    if store.root is None:
-        yield
-        return
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(take_away, store, await left_behind(store))
-        tasks.start_soon(release, store, await left_pinned(store))
-        server = await tasks.start(serve, store.root, lambda: Service(store, role))
-        store.connections = lambda: server.connections
-        try:
-            yield
-        finally:
-            with anyio.CancelScope(shield=True):
-                await server.drain(linger)
-            tasks.cancel_scope.cancel()
-
-
-class Service(ArtifactTransfers, VirtualCalls, NamespaceCalls, ObjectCalls):
+class Service(ArtifactTransfers, BatchCalls, NamespaceCalls, ObjectCalls):
     """The calls of one client: what it has begun to write ends with it (`aclose`).  A plain function raises `MustWait`
     where it would have to wait; `call` waits for it."""
 
@@ -183,7 +68,7 @@ class Service(ArtifactTransfers, VirtualCalls, NamespaceCalls, ObjectCalls):
         if function is None:
             raise InvalidError(f"there is no call {method!r}; this artfs may be newer than the store's owner")
         try:
-            inspect.signature(function).bind(**arguments)
+            _signature(function.__func__).bind(self, **arguments)
         except TypeError as error:
             raise InvalidError(f"{method}: {error}") from None
         self._comes_back = method.startswith("api_")  # as programs do (see `artfs.store.handle`)
@@ -262,7 +147,7 @@ class Service(ArtifactTransfers, VirtualCalls, NamespaceCalls, ObjectCalls):
             provider=provider,
             compression=compression,
         )
-        return self.store.describe(namespace)
+        return describe(self.store, namespace)
 
     async def ns_list(self, path: str = "grid", trash: bool = False) -> list[dict[str, Any]]:
         """In order of grid paths.  Those in the trash have `trashed`, when they were put there."""
@@ -270,15 +155,14 @@ class Service(ArtifactTransfers, VirtualCalls, NamespaceCalls, ObjectCalls):
         return sorted(found, key=lambda item: (item["grid_path"], item["id"]))
 
     async def ns_info(self, path: str) -> dict[str, Any]:
-        return self.store.describe(self._namespace(path))
+        return describe(self.store, self._namespace(path))
 
     async def ns_rename(self, path: str, name: str) -> dict[str, Any]:
-        renamed = await self.store.rename_namespace(self._namespace(path, exact=True), name)
-        return self.store.describe(renamed)
+        return describe(self.store, await self.store.rename_namespace(self._namespace(path, exact=True), name))
 
     async def ns_clone(self, path: str, name: str, checkpoint: str | None = None) -> dict[str, Any]:
         volume = self.store.volume(self._namespace(path, exact=True))
-        return self.store.describe(await self.store.clone(volume, name, checkpoint))
+        return describe(self.store, await self.store.clone(volume, name, checkpoint))
 
     async def ns_delete(self, path: str, for_good: bool = False) -> dict[str, Any]:
         """`trashed`: whether it can be brought back."""
@@ -288,10 +172,10 @@ class Service(ArtifactTransfers, VirtualCalls, NamespaceCalls, ObjectCalls):
     async def ns_undelete(self, path_or_id: str) -> dict[str, Any]:
         by_id = self.store.catalogue.by_id
         id = path_or_id if path_or_id in by_id else str(parse_path(path_or_id))
-        return self.store.describe(await self.store.undelete_namespace(id))
+        return describe(self.store, await self.store.undelete_namespace(id))
 
     def _described(self, namespace: Namespace) -> dict[str, Any]:
-        described = self.store.describe(namespace)
+        described = describe(self.store, namespace)
         return described if namespace.trashed is None else {**described, "trashed": namespace.trashed}
 
     # checkpoints
@@ -328,13 +212,13 @@ class Service(ArtifactTransfers, VirtualCalls, NamespaceCalls, ObjectCalls):
 
     # the store
     async def du(self, path: str = "grid") -> list[dict[str, Any]]:
-        """What each namespace below `path` holds, in order of grid paths."""
+        """What each namespace below `path` holds, in order of grid paths; what is there, inside a namespace."""
         place = parse_path(path)
         if place.path:
-            raise InvalidError(f"{path!r} is inside a namespace; du counts whole namespaces: use {self._whole(place)}")
+            return [await self.fs_usage(path)]
         found = []
         for namespace in self._below(place):
-            size, inodes = self.store.usage(namespace)
+            size, inodes = self.store.shard.usage(namespace)
             found.append({"path": namespace.grid_path, "bytes": size, "inodes": inodes})
         return sorted(found, key=lambda item: str(item["path"]))
 
@@ -348,7 +232,7 @@ class Service(ArtifactTransfers, VirtualCalls, NamespaceCalls, ObjectCalls):
             "root": str(store.root) if store.root else None,
             "format": FORMAT,
             "owner": {"pid": os.getpid(), "role": self.role},
-            "mounts": [str(point) for surface in store.surfaces if (point := getattr(surface, "point", None))],
+            "mounts": [str(surface.point) for surface in store.surfaces],
             "statistics": statistics,
             "recovered": store.recovered,
             "trouble": trouble,
@@ -364,14 +248,10 @@ class Service(ArtifactTransfers, VirtualCalls, NamespaceCalls, ObjectCalls):
         }
 
     async def stats(self) -> dict[str, Any]:
-        """Counters of the shard, of the cache, and of each mount that has some, by its point."""
+        """Counters of the shard, of the cache, and of each mount, by its point."""
         found: dict[str, Any] = asdict(self.store.shard.statistics())
         found["cache"] = asdict(self.store.shard.remote.statistics())
-        found["mounts"] = {
-            str(getattr(surface, "point", "")): surface.statistics()
-            for surface in self.store.surfaces
-            if hasattr(surface, "statistics")
-        }
+        found["mounts"] = {str(surface.point): surface.statistics() for surface in self.store.surfaces}
         return found
 
 

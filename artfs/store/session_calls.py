@@ -112,10 +112,10 @@ class SessionCalls(FileCalls):
         return _session(session)
 
     async def api_cleanup(self, who: Who = None, sandbox: str = "") -> int:
-        """Delete what has expired; how many sessions and namespaces."""
+        """Delete what has expired; how many sessions and namespaces of the sandbox that were since the last time."""
         if who is not None and not who.get("admin"):
             raise DeniedError("Access denied: only an admin cleans a store up")
-        return await self.store.reap()
+        return await self.store.reaper.reaped(sandbox)
 
 
 def _session(session: Session) -> Info:

@@ -21,6 +21,8 @@ from typing import IO
 
 from anyio import to_thread
 
+from artfs.durable import sync_directory
+
 _NAME = re.compile(r"(\d{5})-([0-9a-f]{32})")
 COPY = 64 << 20
 """Bytes that one call of a thread copies."""
@@ -184,11 +186,3 @@ def _copy(fd: int, offset: int, length: int, incoming: Incoming) -> None:
             raise OSError(f"a part of an upload ends before {end}")
         incoming.write(data)
         offset += len(data)
-
-
-def sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

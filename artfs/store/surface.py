@@ -3,7 +3,8 @@ told what has become void."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 from artfs.meta import Checkpoint
 from artfs.volume.catalogue import Namespace
@@ -12,7 +13,13 @@ from artfs.volume.volume import Restored, Volume
 
 
 class Surface(Protocol):
-    """Something that shows the store and caches what it shows."""
+    """Something that shows the store, at `point`, and caches what it shows."""
+
+    @property
+    def point(self) -> Path: ...
+
+    def statistics(self) -> dict[str, Any]:
+        """Its counters, as JSON."""
 
     async def settle(self, volume: Volume) -> None:
         """Hand over every byte that was written to the namespace before this call."""
@@ -32,3 +39,36 @@ class Surface(Protocol):
 
     async def names_changed(self, names: list[tuple[Node, bytes]]) -> None:
         """These names of directories in memory lead elsewhere."""
+
+
+class Surfaces(list[Surface]):
+    """All that show one store, as one: each is asked, or told, in turn."""
+
+    async def settle(self, volume: Volume) -> None:
+        for surface in self:
+            await surface.settle(volume)
+
+    async def restored(self, volume: Volume, restored: Restored) -> None:
+        for surface in self:
+            await surface.restored(volume, restored)
+
+    async def gone(self, namespace: Namespace, nodes: list[Node]) -> None:
+        for surface in self:
+            await surface.gone(namespace, nodes)
+        await self.grid_changed(namespace)
+
+    async def grid_changed(self, namespace: Namespace) -> None:
+        for surface in self:
+            await surface.grid_changed(namespace)
+
+    async def checkpoint_changed(self, namespace: Namespace, checkpoint: Checkpoint) -> None:
+        for surface in self:
+            await surface.checkpoint_changed(namespace, checkpoint)
+
+    async def scope_changed(self, sandbox: str, folder: str) -> None:
+        for surface in self:
+            await surface.scope_changed(sandbox, folder)
+
+    async def names_changed(self, names: list[tuple[Node, bytes]]) -> None:
+        for surface in self:
+            await surface.names_changed(names)

@@ -121,14 +121,6 @@ class TreeCalls(NamespaceCalls):
             if parts[0] in VIRTUAL[namespace.type]:
                 raise FsError(errno.EPERM)
 
-    def _virtual_at(self, namespace: Namespace, path: bytes) -> bytes | None:
-        """What a virtual file holds; None: the path names none."""
-        if LISTED in path or META_FILE in path:
-            parts = parts_of(path)
-            if len(parts) == 1 and parts[0] in VIRTUAL[namespace.type]:
-                return json.dumps(self.store.describe(namespace), indent=2).encode() + b"\n"
-        return None
-
     def _free(self, namespace: Namespace, folder: Node, name: bytes) -> None:
         """Errors: FsError EPERM if a symlink, or a move into a directory, led to the name of a virtual file."""
         if folder.ino == ROOT and name in VIRTUAL[namespace.type]:

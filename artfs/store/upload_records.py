@@ -105,10 +105,15 @@ class Records:
         if record is None:
             raise NotFoundError(f"there is no upload {id!r}; begin another")
         if record.state in (DONE, ABORTED):
-            raise ExpiredError(f"upload {id} was {'registered' if record.state == DONE else 'aborted'} already")
+            raise ExpiredError(f"upload {id} was {self.ended(id)} already")
         if record.until <= time_ns():
             raise ExpiredError(f"upload {id} has expired; begin another")
         return record
+
+    def ended(self, id: str) -> str:
+        """What became of an upload: `registered`, `aborted`; empty as long as nothing has, and when it is forgotten."""
+        record = self.records.get(id)
+        return {DONE: "registered", ABORTED: "aborted"}.get(record.state, "") if record is not None else ""
 
     @contextmanager
     def claim(self, record: Record) -> Iterator[None]:

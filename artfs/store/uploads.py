@@ -23,12 +23,13 @@ from uuid import uuid4
 import anyio
 from anyio import to_thread
 
+from artfs.durable import sync_directory
 from artfs.errors import ArtfsError, BusyError, DeniedError, ExistsError, InvalidError, NotFoundError
 from artfs.objects import Home
 from artfs.store.connection import Reply, Request, problem
 from artfs.store.exact import Making
 from artfs.store.registering import Registering
-from artfs.store.spool import Incoming, sync_directory
+from artfs.store.spool import Incoming
 from artfs.store.upload_records import (
     ABORTED,
     KIND,

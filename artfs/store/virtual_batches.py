@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from struct import Struct
 from typing import TYPE_CHECKING, Any
 
 from artfs.exceptions import ArtifactStoreError
+from artfs.store.batch_calls import HEADER, TOO_LARGE
 from artfs.store.operations.transfer import octets, read_all
 from artfs.store.public_errors import InvalidArgumentError
 from artfs.store.virtual_values import BatchResult
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 BATCH = 256
 """Files of one call, at most."""
 BATCH_BYTES = 4 << 20
-HEADER = Struct(">I")
-MISSING, TOO_LARGE = -1, -2
-"""Sizes, in the answer of a batch of reads, of what has none."""
 
 
 class Batches(ABC):

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from fnmatch import fnmatch
 from functools import partial
 from stat import S_IFDIR
-from struct import Struct
-from time import perf_counter
 from typing import Any
 
 from anyio.lowlevel import checkpoint
 
-from artfs.errors import ArtfsError, FsError, NotFoundError
+from artfs.errors import FsError, NotFoundError
 from artfs.store.identity import Who
 from artfs.store.session_calls import Info
 from artfs.store.tree_calls import (
@@ -23,12 +20,11 @@ from artfs.store.tree_calls import (
     Names,
     attribute_of,
     attributes_of,
-    file_at,
     merged,
     metadata_of,
     unsealed,
 )
-from artfs.store.whole_calls import WHOLE_MAX, WholeCalls
+from artfs.store.whole_calls import WholeCalls
 from artfs.types import NamespaceType
 from artfs.vfs import Files, copy
 from artfs.vfs.files import LISTED, SLICE
@@ -38,12 +34,9 @@ from artfs.volume.attributes import ATIME, ATIME_NOW, META, MTIME, MTIME_NOW
 from artfs.volume.catalogue import Namespace
 from artfs.volume.inodes import ROOT
 from artfs.volume.node import Node
+from artfs.volume.postings import OWN
 from artfs.volume.tree import BLOB_DATA, Tree
 from artfs.volume.waiting import MustWait, run
-
-HEADER = Struct(">I")
-TOO_LARGE = -2
-MISSING = -1
 
 
 class VirtualCalls(WholeCalls):
@@ -70,8 +63,9 @@ class VirtualCalls(WholeCalls):
         place = self._place(namespace, path)
         inside = self._within(place)
         virtual = self._virtual_at(namespace, place)
+        common: Info = {"created": namespace.created, "provider": self.provider_kind(namespace)}
         if virtual is not None:
-            return {**_VIRTUAL_INFO, "created": namespace.created, "size": len(virtual)}
+            return {**_VIRTUAL_INFO, **common, "size": len(virtual)}
 
         def work(tree: Tree) -> Info | None:
             try:
@@ -80,7 +74,7 @@ class VirtualCalls(WholeCalls):
                 if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                     return None
                 raise
-            return None if node is None else {**_described(tree, node), "created": namespace.created}
+            return None if node is None else {**_described(tree, node, namespace), **common}
 
         try:
             return self._looking(namespace, work, place)
@@ -194,7 +188,7 @@ class VirtualCalls(WholeCalls):
         if recursive:
             files = Files(self.store.volume(namespace), self.store.names_changed)
             raise MustWait(partial(files.remove, place, recursive=True), final=True)
-        self._changing(namespace, partial(_remove, place, folder), place)
+        self._changing(namespace, partial(remove, place, folder), place)
 
     def api_move(self, id: str, source: str, target: str, who: Who = None, sandbox: str = "") -> None:
         """rename(2), into `target` if that is a directory, with the directories that it lacks."""
@@ -272,115 +266,8 @@ class VirtualCalls(WholeCalls):
 
         self._changing(namespace, work, place)
 
-    # many at once
-    def api_batch_write(
-        self, id: str, items: Sequence[Mapping[str, Any]], data: bytes, who: Who = None, sandbox: str = ""
-    ) -> list[list[Any]]:
-        """Put files: {"path", "size", "mime", "metadata"}, their bytes one behind the other in `data`.  For each [None
-        or what went wrong, milliseconds]."""
-        namespace = self._for("api_batch_write", id, who, sandbox)
-        view = memoryview(data)
-        steps: list[tuple[bytes, Callable[[Tree, Names], None]]] = []
-        at = 0
-        for item in items:
-            part = view[at : at + item["size"]]
-            at += item["size"]
-            place = self._place(namespace, item["path"])
-            attributes = attributes_of(item.get("mime"), item.get("metadata"))
-            steps.append((place, partial(self._put_one, namespace, place, part, attributes)))
-        return self._each(namespace, steps)
 
-    def _put_one(
-        self,
-        namespace: Namespace,
-        path: bytes,
-        part: memoryview,
-        attributes: Mapping[bytes, bytes],
-        tree: Tree,
-        names: Names,
-    ) -> None:
-        self._put(tree, namespace, path, bytes(part), attributes, names)
-
-    def api_batch_remove(self, id: str, paths: Sequence[str], who: Who = None, sandbox: str = "") -> list[list[Any]]:
-        """Files and empty directories.  Returns as `api_batch_write`."""
-        namespace = self._for("api_batch_remove", id, who, sandbox)
-        places = [self._place(namespace, path) for path in paths]
-        return self._each(namespace, [(place, partial(_remove, place, False)) for place in places])
-
-    def _each(
-        self, namespace: Namespace, steps: Sequence[tuple[bytes, Callable[[Tree, Names], None]]]
-    ) -> list[list[Any]]:
-        """Each step by itself; one that fails stops no other."""
-        tree = self.store.shard.glance(namespace)
-        done: list[list[Any]] = []
-        if self.store.surfaces or tree.backed:
-            raise MustWait(partial(self._rest, namespace, steps, done), final=True)
-        names: Names = []
-        with tree.together():
-            begun = perf_counter()
-            for path, work in steps:
-                try:
-                    self._changeable(namespace, path)
-                    work(tree, names)
-                except MustWait:
-                    raise MustWait(partial(self._rest, namespace, steps, done), final=True) from None
-                except FsError as error:
-                    done.append([str(self._named(namespace, path, error)), 0.0])
-                else:
-                    done.append([None, 0.0])
-                now = perf_counter()
-                done[-1][1] = (now - begun) * 1000
-                begun = now
-        return done
-
-    async def _rest(
-        self,
-        namespace: Namespace,
-        steps: Sequence[tuple[bytes, Callable[[Tree, Names], None]]],
-        done: list[list[Any]],
-    ) -> list[list[Any]]:
-        """Go on where a step has to wait."""
-        for path, work in steps[len(done) :]:
-            begun = perf_counter()
-            try:
-                await run(self._changing, namespace, work, path, True)
-            except ArtfsError as error:
-                done.append([str(error), (perf_counter() - begun) * 1000])
-            else:
-                done.append([None, (perf_counter() - begun) * 1000])
-        return done
-
-    def api_batch_read(self, id: str, paths: Sequence[str], who: Who = None, sandbox: str = "") -> bytes:
-        """As many of the files as go into one answer: u32 length, JSON list of sizes (or `MISSING`, `TOO_LARGE`), then
-        their bytes."""
-        namespace = self._for("api_batch_read", id, who, sandbox)
-        places = [self._place(namespace, path) for path in paths]
-
-        def work(tree: Tree) -> bytes:
-            sizes: list[int] = []
-            parts: list[bytes] = []
-            room = WHOLE_MAX - (1 << 20)
-            for place in places:
-                try:
-                    node = file_at(tree, place)
-                except FsError:
-                    sizes.append(MISSING)
-                    continue
-                if node.size > room:
-                    if parts:
-                        break
-                    sizes.append(TOO_LARGE)
-                    continue
-                parts.append(tree.read_bytes(node, 0, node.size))
-                sizes.append(len(parts[-1]))
-                room -= len(parts[-1])
-            head = json.dumps(sizes).encode()
-            return b"".join([HEADER.pack(len(head)), head, *parts])
-
-        return self._looking(namespace, work)
-
-
-def _remove(path: bytes, folder: bool, tree: Tree, names: Names) -> None:
+def remove(path: bytes, folder: bool, tree: Tree, names: Names) -> None:
     spot = walk(tree, path, follow=False)
     if spot.node is None:
         raise FsError(errno.ENOENT)
@@ -395,7 +282,8 @@ def _remove(path: bytes, folder: bool, tree: Tree, names: Names) -> None:
     names.append((spot.folder, spot.name))
 
 
-def _described(tree: Tree, node: Node) -> Info:
+def _described(tree: Tree, node: Node, namespace: Namespace) -> Info:
+    own = namespace.metadata.get(OWN) or {} if node.is_file and tree.blob else {}
     mime = attribute_of(tree, node, MIME)
     return {
         "type": TYPES[node.mode & 0o170000],
@@ -409,6 +297,7 @@ def _described(tree: Tree, node: Node) -> Info:
         "atime": node.atime,
         "mime": None if mime is None else mime.decode(errors="replace"),
         "metadata": metadata_of(tree, node),
+        "sha256": own.get("sha256") if (own.get("bytes"), own.get("mtime")) == (node.size, node.mtime) else None,
     }
 
 

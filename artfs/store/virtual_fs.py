@@ -248,7 +248,8 @@ class AsyncVirtualFileSystem(Batches):
 
     async def get_node_info(self, path: str) -> NodeInfo | None:
         """What is known of a file or directory; None if nothing is there.  The MIME type is the one that it was given,
-        else what its name suggests."""
+        else what its name suggests.  `sha256`: of the bytes of an artifact, as `metadata` has it; of other files nobody
+        keeps one."""
         where = self.resolve_path(path)
         found = await self._look(where)
         if found is None:
@@ -268,6 +269,8 @@ class AsyncVirtualFileSystem(Batches):
             permissions=f"{found['mode']:o}",
             owner=str(found["uid"]),
             group=str(found["gid"]),
+            sha256=found.get("sha256"),
+            provider=found["provider"],
             custom_meta=found["metadata"],
         )
 

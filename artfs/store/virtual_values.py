@@ -28,7 +28,8 @@ class BatchResult:
 
 @dataclass(slots=True)
 class NodeInfo:
-    """A file or directory.  Times are ISO 8601 in UTC; `permissions` octal."""
+    """A file or directory.  Times are ISO 8601 in UTC; `permissions` octal; `sha256` None: nobody knows it;
+    `provider`: as `get_provider_name` calls it."""
 
     name: str
     is_dir: bool

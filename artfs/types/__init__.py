@@ -163,3 +163,7 @@ def __getattr__(name: str) -> Any:
     if name not in RESPONSES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module("artfs.types.responses"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *RESPONSES})

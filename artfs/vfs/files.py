@@ -82,7 +82,7 @@ class Files:
             for at in range(0, len(listed), SLICE):
                 stats += await run(self._stats, tree, listed[at : at + SLICE])
                 await checkpoint()
-            self._trim(tree)
+            self.trim(tree)
             return stats
 
     def _listing(self, tree: Tree, path: bytes) -> list[tuple[bytes, Dentry]] | Stat:
@@ -114,7 +114,7 @@ class Files:
                 return await run(lambda: stat_of(CHECKPOINTS, self.tree.root()))
             tree, inside = await self.version(path)
             stat = await run(lambda: stat_of(walk(tree, inside, follow).name, found(tree, inside, follow)))
-            self._trim(tree)
+            self.trim(tree)
             return stat
 
     async def read(self, path: bytes, offset: int, length: int) -> bytes:
@@ -215,7 +215,28 @@ class Files:
                 return [(spot.folder, spot.name)]
 
             await self.changed(await run(work))
-            self._trim(self.tree)
+            self.trim(self.tree)
+
+    async def symlink(self, path: bytes, target: bytes) -> None:
+        """A symlink to `target`, whatever that is, in place of anything but a directory."""
+        with self.naming(path):
+            self.writable(path)
+
+            def clear() -> list[tuple[Node, bytes]]:
+                spot = walk(self.tree, path, follow=False)
+                if not spot.name or (spot.node is not None and spot.node.kids is not None):
+                    raise FsError(errno.EISDIR)
+                if spot.node is not None:
+                    self.tree.unlink(spot.folder, spot.name)
+                return [(spot.folder, spot.name)]
+
+            def make() -> list[tuple[Node, bytes]]:
+                spot = walk(self.tree, path, follow=False)
+                namespace = self.namespace
+                self.tree.symlink(spot.folder, spot.name, target, namespace.uid, namespace.gid)
+                return [(spot.folder, spot.name)]
+
+            await self.changed(await run(clear) + await run(make))
 
     def mkdir_at(self, folder: Node, name: bytes, mode: int = 0o777) -> Node:
         namespace = self.namespace
@@ -237,7 +258,7 @@ class Files:
 
         for count in range(1, len(parts) + 1):
             await self.changed(await run(work, b"/".join(parts[:count]), count == len(parts)))
-        self._trim(self.tree)
+        self.trim(self.tree)
 
     async def rename(self, source: bytes, target: bytes, *, replace: bool = True) -> None:
         """rename(2): of the names themselves, not of what symlinks lead to; `replace=False`: ExistsError if
@@ -331,7 +352,7 @@ class Files:
                 names.append((folder, name))
         return [] if names else below
 
-    def _trim(self, tree: Tree) -> None:
+    def trim(self, tree: Tree) -> None:
         """Let nodes go that were looked at, if there are too many."""
         if len(tree.idle) > tree.owner.node_cache:
             tree.rest(tree.root())

@@ -20,8 +20,8 @@ from anyio import to_thread
 from artfs.errors import FsError
 from artfs.vfs.stat import Stat, stat_of
 from artfs.volume.attributes import SIZE
-from artfs.volume.data import joined
 from artfs.volume.node import Node
+from artfs.volume.reading import joined
 from artfs.volume.tree import Tree
 from artfs.volume.waiting import run
 

@@ -76,11 +76,3 @@ def found(tree: Tree, path: bytes, follow: bool = True) -> Node:
     if node is None:
         raise FsError(errno.ENOENT)
     return node
-
-
-def folder_at(tree: Tree, path: bytes) -> Node:
-    """Errors: as `found`; FsError ENOTDIR."""
-    node = found(tree, path)
-    if node.kids is None:
-        raise FsError(errno.ENOTDIR)
-    return node

@@ -41,6 +41,9 @@ class Attributes(Data):
         if valid & SIZE:
             self.check_size(node, size)
         valid &= ~HANDLE
+        if not valid & ~CTIME and node.is_file:
+            # chown(2) of neither owner nor group: where the kernel writes times of its own back, an mtime is with them.
+            valid |= KILL_SUIDGID
         if not valid & ~(ATIME | MTIME | ATIME_NOW | MTIME_NOW | CTIME):
             if valid in (CTIME, MTIME | CTIME) and ctime == node.ctime and (valid == CTIME or mtime == node.mtime):
                 return  # the kernel's own times behind a change that set the same

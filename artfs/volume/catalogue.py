@@ -14,7 +14,7 @@ import gc
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from heapq import heappop, heappush
 from itertools import islice
 from operator import attrgetter
@@ -299,7 +299,3 @@ def _namespace(values: dict[str, Any], same: dict[Any, Any]) -> Namespace:
     values["type"] = NamespaceType(values["type"])
     values["scope"] = Scope(values["scope"])
     return Namespace(**values)
-
-
-def renamed(namespace: Namespace, name: str) -> Namespace:
-    return replace(namespace, name=name)

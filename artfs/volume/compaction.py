@@ -8,13 +8,16 @@ Rows are swapped namespace by namespace, with changes of the namespace held up a
 memory hold of these blocks is dropped before changes go on: no list that names the old object can be written back.
 A row that has changed since it was read is left alone; it names what exists, the old object or another.
 
+The new object is born where the old one was.  Where that namespace is gone, it is born in one that names the old one;
+if there are several, that one has lent it to the others from then on.
+
 REQUIRES: no mark runs meanwhile (the new object has no name until the swap), see `artfs.volume.gc`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -54,31 +57,26 @@ def is_wasteful(size: int, live: int) -> bool:
     return live < size * LIVE_SHARE and size - live >= DEAD_BYTES
 
 
-def is_sparse(namespace: Namespace, size: int, live: int) -> bool:
-    """Whether an object that was born there is worth to be rewritten.  A BLOB's object is exactly its bytes, and URLs
-    lead to it: never."""
-    return namespace.type is not NamespaceType.BLOB and live > 0 and is_wasteful(size, live)
+def is_sparse(namespace: Namespace | None, size: int, live: int) -> bool:
+    """Whether an object that was born there (None: a namespace that is gone) is worth to be rewritten.  A BLOB's object
+    is exactly its bytes, and URLs lead to it: never."""
+    return not (namespace and namespace.type is NamespaceType.BLOB) and live > 0 and is_wasteful(size, live)
 
 
 @dataclass(slots=True)
 class _Found:
-    """`rows` that name chunks of the objects, and those chunks."""
+    """`rows` that name chunks of the objects, those chunks, and the namespaces that name each."""
 
     rows: list[Row] = field(default_factory=list)
     chunks: dict[Place, Chunk] = field(default_factory=dict)
+    namers: dict[Place, set[Serial]] = field(default_factory=dict)
 
 
 class Compaction:
-    """`keep_numbers`: makes numbers of objects durably taken; `views`: open trees of checkpoints."""
+    """`views`: open trees of checkpoints."""
 
-    def __init__(
-        self,
-        shard: Shard,
-        keep_numbers: Callable[[Iterable[int]], Awaitable[None]],
-        views: Callable[[], Iterable[Tree]],
-    ) -> None:
+    def __init__(self, shard: Shard, views: Callable[[], Iterable[Tree]]) -> None:
         self.shard = shard
-        self.keep_numbers = keep_numbers
         self.views = views
 
     async def run(self, objects: dict[int, int]) -> int:
@@ -102,7 +100,7 @@ class Compaction:
         if not moved:
             return 0
         # Also commits, and so syncs what was appended.
-        await self.keep_numbers({chunk.object for chunk in moved.values()})
+        await self.shard.keep_numbers({chunk.object for chunk in moved.values()})
         for serial, rows in groupby(sorted(found.rows), key=lambda row: row.serial):
             changes = [(row, new) for row in rows if (new := _rewritten(row.value, moved)) != row.value]
             for start in range(0, len(changes), SLICE):
@@ -113,21 +111,29 @@ class Compaction:
         """The new chunk for each place, and the objects that have to stay as they are."""
         moved: dict[Place, Chunk] = {}
         left: set[int] = set()
-        group: list[Place] = []
-        size = 0
-        for place in sorted(found.chunks):
-            if group and (group[0][0] >> 32 != place[0] >> 32 or size + place[2] > WRITE_SIZE):
-                await self._copy_group(found, group, moved, left)
-                group, size = [], 0
-            group.append(place)
-            size += place[2]
-        if group:
-            await self._copy_group(found, group, moved, left)
+        targets = {place: self._target(place, found.namers[place]) for place in found.chunks}
+        for target, places in groupby(sorted(found.chunks, key=lambda place: (targets[place], place)), targets.get):
+            assert target is not None
+            group: list[Place] = []
+            size = 0
+            for place in places:
+                if group and size + place[2] > WRITE_SIZE:
+                    await self._copy_group(found, target, group, moved, left)
+                    group, size = [], 0
+                group.append(place)
+                size += place[2]
+            await self._copy_group(found, target, group, moved, left)
         return {place: chunk for place, chunk in moved.items() if place[0] not in left}, left
 
-    async def _copy_group(self, found: _Found, group: list[Place], moved: dict[Place, Chunk], left: set[int]) -> None:
+    def _target(self, place: Place, namers: Collection[Serial]) -> Serial:
+        """Where a chunk goes."""
+        born = Serial(place[0] >> 32)
+        return born if born in self.shard.catalogue.by_serial else min(namers)
+
+    async def _copy_group(
+        self, found: _Found, serial: Serial, group: list[Place], moved: dict[Place, Chunk], left: set[int]
+    ) -> None:
         shard = self.shard
-        serial = Serial(group[0][0] >> 32)
         datas: list[bytes] = []
         good: list[Place] = []
         for place in group:
@@ -139,16 +145,19 @@ class Compaction:
                 log.error("an object is not compacted: %s", error)
                 left.add(place[0])
         namespace = shard.catalogue.by_serial.get(serial)
-        if namespace is None:  # destroyed meanwhile
+        if namespace is None or namespace.type is NamespaceType.BLOB:  # destroyed; a clone of one that is gone
             left.update(place[0] for place in group)
             return
         if good:
+            if any(found.namers[place] != {serial} for place in good):
+                shard.catalogue.lend(namespace)
             shard.tree(namespace)  # has its numbers registered
             chunks = await to_thread.run_sync(shard.objects.append_all, serial, datas)
             if serial in shard.catalogue.by_serial:
                 moved.update(zip(good, chunks, strict=True))
             else:
-                await shard.remote.discard_namespaces([serial])  # once more: it may have been buried in between
+                if serial not in shard.catalogue.lent:
+                    await shard.remote.discard_namespaces([serial])  # once more: it may have been buried in between
                 left.update(place[0] for place in group)
 
     async def _swap(self, serial: Serial, changes: Sequence[tuple[Row, bytes]]) -> None:
@@ -177,7 +186,9 @@ def _find(engine: Engine, objects: Collection[int]) -> _Found:
             named = [c for _, _, c, _ in unpack_block(row.value) if isinstance(c, Chunk) and c.object in objects]
             if named:
                 found.rows.append(row)
-                found.chunks.update((_place(chunk), chunk) for chunk in named)
+                for chunk in named:
+                    found.chunks[_place(chunk)] = chunk
+                    found.namers.setdefault(_place(chunk), set()).add(Serial(row.serial))
     return found
 
 

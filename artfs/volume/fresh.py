@@ -1,17 +1,20 @@
-"""A new BLOB of few bytes, as rows, without a tree: most are made, and not looked at for a while.
+"""BLOBs of few bytes as rows, without a tree: most are made, not looked at for a while, and then read once.
 
-The rows, and the journal's entries, are those that `Tree.make_blob` gives.  Whoever opens the tree before the engine
-has the rows takes them over (`RowSet.first`).
+The rows of a new one, and the journal's entries, are those that `Tree.make_blob` gives.  Whoever opens the tree before
+the engine has the rows takes them over (`RowSet.first`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from stat import S_IFDIR, S_IFREG
+from struct import error as StructError
 
+from artfs.errors import DamagedError
 from artfs.volume.inodes import ROOT
 from artfs.volume.journal import ROW, WRITE
 from artfs.volume.node import Dentry
-from artfs.volume.rows import BLOCK_KEY, DENTRY, HEAD_KEY, INODE, NS, Head, number, pack_block
+from artfs.volume.rows import BLOCK_KEY, DENTRY, HEAD_KEY, INLINE, INODE, NS, PIECE, Head, number, pack_block
 from artfs.volume.rowset import NEW
 from artfs.volume.tree import BLOB_DATA
 
@@ -21,6 +24,8 @@ _ROOT_KEY, _FILE_KEY = b"I" + number(ROOT), b"I" + number(FILE)
 _NAME_KEY = b"D" + number(ROOT) + BLOB_DATA
 _BLOCK_KEY = b"B" + BLOCK_KEY.pack(FILE, 0)
 _NAME = DENTRY.pack(*Dentry(FILE, COOKIE, S_IFREG >> 12))
+_SIZE = 7
+"""Its place in an inode's row."""
 # Journal entries, or how they begin.
 _ROOT_ENTRY = ROW.pack(b"R", len(_ROOT_KEY), INODE.size) + _ROOT_KEY
 _FILE_ENTRY = ROW.pack(b"R", len(_FILE_KEY), INODE.size) + _FILE_KEY
@@ -45,3 +50,19 @@ def blob_rows(
     empty = INODE.pack(S_IFREG | data_mode, 1, uid, gid, 0, FILE, 0, 0, 0, *times, 0)
     write = WRITE.pack(b"W", FILE, 0, size)
     return _ROOT_ENTRY + root + _FILE_ENTRY + empty + _NAME_ENTRY + write + _FILE_ENTRY + file, rows
+
+
+def blob_bytes(get: Callable[[bytes], bytes | None]) -> bytes | None:
+    """The bytes of a BLOB's file, by its rows; None if they are not all in one row, or something is wrong with it, so
+    that a tree has to say."""
+    try:
+        ino = DENTRY.unpack(get(_NAME_KEY) or b"")[0]
+        size = INODE.unpack_from(get(b"I" + number(ino)) or b"")[_SIZE]
+        if not size:
+            return b""
+        value = get(b"B" + BLOCK_KEY.pack(ino, 0)) or b""
+        if PIECE.unpack_from(value) == (0, size, INLINE) and len(value) == PIECE.size + size:
+            return value[PIECE.size :]
+    except (StructError, DamagedError):
+        pass
+    return None

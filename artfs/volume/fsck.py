@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from struct import error as StructError
 from typing import Any
@@ -75,10 +75,6 @@ class Report:
     def ok(self) -> bool:
         """Nothing is wrong any more."""
         return all(problem.repaired for problem in self.problems)
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"ok": self.ok, **asdict(self)}
 
 
 def check(

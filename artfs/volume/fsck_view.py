@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from artfs.blocks import Chunk
 from artfs.errors import DamagedError
+from artfs.grid import NAME_MAX
 from artfs.meta import Engine
 from artfs.types import Epoch
 from artfs.volume.attributes import XATTR_NAME_MAX
@@ -21,7 +22,7 @@ from artfs.volume.catalogue import Namespace
 from artfs.volume.inodes import KEY, ROOT
 from artfs.volume.node import Dentry
 from artfs.volume.rows import BLOCK_KEY, DENTRY, HEAD_KEY, INODE, NS, U64, unpack_block
-from artfs.volume.tree import NAME_MAX, RESERVED
+from artfs.volume.tree import RESERVED
 
 PAGE = 4096
 """Rows read at once."""

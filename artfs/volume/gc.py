@@ -37,11 +37,9 @@ from anyio import to_thread
 from artfs.errors import ArtfsError
 from artfs.objects import Home
 from artfs.types import Serial
-from artfs.volume.catalogue import Namespace
 from artfs.volume.compaction import Compaction, is_sparse, is_wasteful
 from artfs.volume.dead import void
 from artfs.volume.marks import Live, mark
-from artfs.volume.rows import HEAD_KEY, Head
 from artfs.volume.shard import Shard
 from artfs.volume.tree import Tree
 
@@ -102,8 +100,8 @@ class Collector:
     """Of one shard; REQUIRES: its loop.  Runs exclude each other.
 
     `pinned`: objects that must stay whatever rows say; `views`: the trees of checkpoints that are open; `save`: returns
-    when metadata that were saved after the call cover what providers keep (None: this store saves none);
-    `between_saves`: no copy is on its way within."""
+    when metadata that were saved after the call cover what providers keep, or with the URLs of those that they do not
+    cover (None: this store saves none); `between_saves`: no copy is on its way within."""
 
     def __init__(
         self,
@@ -111,7 +109,7 @@ class Collector:
         *,
         pinned: Callable[[], Collection[int]],
         views: Callable[[], Iterable[Tree]],
-        save: Callable[[], Awaitable[object]] | None,
+        save: Callable[[], Awaitable[Collection[str]]] | None,
     ) -> None:
         self.shard = shard
         self.remote = shard.remote
@@ -195,7 +193,7 @@ class Collector:
             deleted = await self._delete(due)
             await self._forget_gone(marked)
             self._close_wasted(marked)
-            compacted = await Compaction(shard, self.keep_numbers, self.views).run(sparse) if sparse else 0
+            compacted = await Compaction(shard, self.views).run(sparse) if sparse else 0
             abandoned = 0 if marked.unreachable else await self._tidy()
         return Gc(
             dry_run=dry_run,
@@ -239,10 +237,9 @@ class Collector:
         if not due:
             return set()
         gone: set[int] = set()
-        backed = {number for number in due if self.remote.home(number >> 32) is not None}
-        if backed and not await self._saved():
-            due = due - backed
-        await self.keep_numbers(due)
+        needed = await self._needed({number >> 32 for number in due})
+        due = {number for number in due if number >> 32 not in needed}
+        await self.shard.keep_numbers(due)
         self._void_views()
         for serial in sorted({number >> 32 for number in due}):
             todo = sorted(number for number in due if number >> 32 == serial)
@@ -258,36 +255,18 @@ class Collector:
         await self._write({}, gone)
         return gone
 
-    async def _saved(self) -> bool:
-        """Whether the metadata that recovery would use are of after this call."""
-        if self.save is None:
-            return True
+    async def _needed(self, serials: Iterable[int]) -> set[int]:
+        """Namespaces that recovery could want as they were before this call: while any provider is behind, the copy
+        that it takes namespaces from is the last that is complete for all."""
+        backed = {serial for serial in serials if self.remote.home(serial) is not None}
+        if self.save is None or not backed:
+            return set()
         try:
-            await self.save()
+            behind = await self.save()
         except (ArtfsError, OSError) as error:
             log.warning("objects are deleted later, the metadata could not be saved: %s", error)
-            return False
-        return True
-
-    async def keep_numbers(self, numbers: Iterable[int]) -> None:
-        """Their namespaces never use these numbers again, even if no file is left to tell: durable when it returns."""
-        shard = self.shard
-        tops: dict[int, int] = {}
-        for number in numbers:
-            tops[number >> 32] = max(tops.get(number >> 32, 0), (number & 0xFFFFFFFF) + 1)
-        for serial, top in tops.items():
-            value = shard.engine.get(Serial(serial), HEAD_KEY)
-            if value is not None and Head.unpack(value).objects >= top:
-                continue
-            while (namespace := shard.catalogue.by_serial.get(Serial(serial))) is not None:
-                tree = shard.tree(namespace)
-                if tree.gate is None:
-                    shard.objects.counts[serial] = max(shard.objects.counts.get(serial, 0), top)
-                    tree.rows[HEAD_KEY] = tree.counters().pack()
-                    shard.changed.add(tree)
-                    break
-                await tree.gate()
-        await shard.commit()
+            return backed
+        return backed if behind else set()
 
     def _void_views(self) -> None:
         """Views of checkpoints that are deleted name what is about to go."""
@@ -321,10 +300,8 @@ class Collector:
         """Object → pieces that name it, of those that are worth to be rewritten."""
         found = {}
         for number, live in live_bytes.items():
-            namespace: Namespace | None = self.shard.catalogue.by_serial.get(Serial(number >> 32))
-            if namespace is None or number in marked.pinned:
-                continue
-            if is_sparse(namespace, marked.sizes[number], live):
+            namespace = self.shard.catalogue.by_serial.get(Serial(number >> 32))
+            if number not in marked.pinned and is_sparse(namespace, marked.sizes[number], live):
                 found[number] = marked.live[number].names
         return found
 
@@ -352,8 +329,8 @@ class Collector:
         if backed:
             async with self.between_saves():  # or a copy that names them would be waiting for them
                 self.remote.drop_waiting(backed)
-            if not await self._saved():
-                doomed = [serial for serial in doomed if serial not in backed]
+            needed = await self._needed(backed)
+            doomed = [serial for serial in doomed if serial not in needed]
         done = 0
         down: set[Home | None] = set()
         local = [serial for serial in doomed if self.remote.home(serial) is None]

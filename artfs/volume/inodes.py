@@ -55,8 +55,8 @@ class Owner(Protocol):
     read_ahead: int
     crowded: bool
 
-    async def wait_room(self) -> None:
-        """Until the journal has room again.  Errors: FsError ENOSPC or EIO after the limit."""
+    async def wait_room(self, need: int = 0) -> None:
+        """Until the journal takes `need` bytes and one change more.  Errors: FsError ENOSPC or EIO after the limit."""
 
     async def wait_uploads(self) -> None:
         """Until providers have taken enough (not `crowded`).  Errors: FsError ENOSPC or EIO after the limit."""

@@ -19,8 +19,8 @@ one that it was written behind.  A record never wraps: where the rest of the rin
     U u32 length, JSON                                                          a namespace's new document
 
 Invariants:
-1. `append` has handed the record to the kernel when it returns: it survives a killed process, and power loss after the
-   next fdatasync of `fd`;
+1. `append`, or the `release` behind it, has handed the record to the kernel when it returns: it survives a killed
+   process, and power loss after the next fdatasync of `fd`;
 2. replay starts at the state (position, check) that the engine stored with its last batch and stops at the first record
    whose check fails; whoever replays then commits all of it and calls `restart`, which begins a new chain with a random
    check, so that nothing written before can follow what is written after;
@@ -59,6 +59,8 @@ NAMESPACE = Struct(">cI")
 LARGEST = 2 << 20
 """No record is longer than this: a write of 1 MiB with its rows."""
 
+TOGETHER = 64 << 10
+"""Bytes of records that are written at once, about."""
 PAGE = 4096
 ZEROS = bytes(PAGE)
 
@@ -73,6 +75,10 @@ class Log(Protocol):
 
     def append(self, serial: int, body: bytes, data: bytes | memoryview = b"") -> None: ...
 
+    def hold(self) -> None: ...
+
+    def release(self) -> None: ...
+
 
 class NoJournal:
     """The log of a store that lives in memory alone: nothing to replay, no bound but the caller's memory."""
@@ -84,6 +90,12 @@ class NoJournal:
     def append(self, serial: int, body: bytes, data: bytes | memoryview = b"") -> None:
         pass
 
+    def hold(self) -> None:
+        pass
+
+    def release(self) -> None:
+        pass
+
 
 class Journal:
     """See the module.  `used` grows by `append` and shrinks by `free`; at `soft` writers wait, at `hard` all do.
@@ -91,7 +103,12 @@ class Journal:
     `pwritev` may be one that keeps the interpreter's lock: giving it away for each record costs more than the record
     while another thread computes."""
 
-    __slots__ = ("_file_size", "check", "fd", "hard", "path", "position", "pwritev", "size", "soft", "tail", "used")
+    # fmt: off
+    __slots__ = (
+        "_file_size", "_held", "_held_at", "_held_size",
+        "check", "fd", "hard", "path", "position", "pwritev", "size", "soft", "tail", "used",
+    )
+    # fmt: on
 
     def __init__(self, path: Path, size: int) -> None:
         self.path = path
@@ -102,6 +119,8 @@ class Journal:
             self._fill(before, size)
         self.position = self.tail = self.used = 0
         self.check = 0
+        self._held: list[bytes | memoryview] | None = None
+        self._held_at = self._held_size = 0
         self.pwritev: Callable[[int, Sequence[bytes | memoryview], int], int] = os.pwritev
         self._resize(self._file_size)
 
@@ -134,25 +153,53 @@ class Journal:
         at = self.position % self.size
         rest = self.size - at
         if rest < need:
+            self._write_held()
             if rest >= RECORD.size:
                 os.pwrite(self.fd, RECORD.pack(SKIP, 0, 0, 0), at)
             self.position += rest
             self.used += rest
             at = 0
         check = xxh3_64_intdigest(body, self.check ^ rows ^ length << 32 ^ serial)
-        # The rest of a page that is entered is written with it: a page that is written in part, and is not cached,
-        # waits for the disk to read it (80 us instead of 3).  What lies behind is free: `hard` keeps that room.
-        rest = -(at + need) & (PAGE - 1) if (at + need - 1) >> 12 != (at - 1) >> 12 else 0
         if length:
             check = xxh3_64_intdigest(data, check)
-            parts: tuple[bytes | memoryview, ...] = (RECORD.pack(rows, length, serial, check), body, data, ZEROS[:rest])
+        head = RECORD.pack(rows, length, serial, check)
+        if self._held is None:
+            self._write((head, body, data), at, need)
         else:
-            parts = (RECORD.pack(rows, 0, serial, check), body, ZEROS[:rest])
-        if self.pwritev(self.fd, parts, at) != need + rest:
-            raise OSError(5, "short write to the journal")
+            if not self._held:
+                self._held_at = at
+            self._held += (head, body, data)
+            self._held_size += need
         self.check = check
         self.position += need
         self.used += need
+        if self._held_size >= TOGETHER:
+            self._write_held()
+
+    def _write(self, parts: tuple[bytes | memoryview, ...], at: int, size: int) -> None:
+        # The rest of a page that is entered is written with it: a page that is written in part, and is not cached,
+        # waits for the disk to read it (80 us instead of 3).  What lies behind is free: `hard` keeps that room.
+        rest = -(at + size) & (PAGE - 1) if (at + size - 1) >> 12 != (at - 1) >> 12 else 0
+        if self.pwritev(self.fd, (*parts, ZEROS[:rest]), at) != size + rest:
+            raise OSError(5, "short write to the journal")
+
+    def hold(self) -> None:
+        """Until `release` records are written together, and are not acknowledged before.  REQUIRES: no await in
+        between, and nobody else who looks at the file or its `state`."""
+        self._held = []
+
+    def release(self) -> None:
+        """Errors: OSError; what was appended since `hold` may be lost then."""
+        try:
+            self._write_held()
+        finally:
+            self._held = None
+
+    def _write_held(self) -> None:
+        if self._held:
+            parts, size = (b"".join(self._held),), self._held_size
+            self._held, self._held_size = [], 0
+            self._write(parts, self._held_at, size)
 
     def free(self, position: int) -> None:
         """All before `position` is in the engine."""

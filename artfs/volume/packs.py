@@ -17,7 +17,7 @@ segment's is the XXH3-128 of its bytes before compression.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from struct import Struct, pack, unpack_from
@@ -47,6 +47,12 @@ TAIL = 256 << 10
 """Read at once from the end of a pack: mostly all of the manifest."""
 IN_MEMORY = 8 << 20
 """A pack that grows beyond this is written to a file."""
+MAX_PACKS = 32
+"""Packs that one manifest names, at most."""
+KEPT_PACKS = 16
+"""To so many, besides the new one, they are brought down when they are too many."""
+SLACK = 4 << 20
+"""Bytes of packs that may be dead besides as many as are alive."""
 
 
 class Place(NamedTuple):
@@ -242,3 +248,33 @@ async def read_manifest(provider: Provider, sequence: int) -> Manifest:
     except zstandard.ZstdError as error:
         raise DamagedError(f"{name} cannot be read: {error}") from None
     return manifest
+
+
+def folded(live: Mapping[int, int], stored: Mapping[int, int]) -> set[int]:
+    """Of packs with so many living bytes, of so many in all: those to be emptied, so that there are at most MAX_PACKS
+    and not more than half of their bytes, and SLACK, are dead."""
+    found: set[int] = set()
+    if len(live) >= MAX_PACKS:
+        by_size = sorted(live, key=lambda sequence: live[sequence])
+        found.update(by_size[: len(live) - KEPT_PACKS])
+    left = {sequence: max(stored.get(sequence, 0), live[sequence]) for sequence in live if sequence not in found}
+    total = sum(live.values())
+    dead = sum(size - live[sequence] for sequence, size in left.items())
+    for sequence in sorted(left, key=lambda sequence: live[sequence] / left[sequence]):
+        if dead <= total + SLACK:
+            break
+        found.add(sequence)
+        dead -= left[sequence] - live[sequence]
+    return found
+
+
+def stand_ins(newest: Manifest, older: Iterable[Manifest]) -> list[tuple[Manifest, frozenset[str]]]:
+    """Of older copies, the newest first: those that say what it does not of the providers that are behind in it, each
+    with those for which it does."""
+    found = []
+    missing = newest.behind
+    for manifest in older:
+        if missing - manifest.behind:
+            found.append((manifest, missing - manifest.behind))
+            missing &= manifest.behind
+    return found

@@ -10,6 +10,9 @@ is a draft in `.recover`, and recovery can be run again.  The marker in the prov
 taken over when a copy is here: from then on the old host, if it still runs, writes nothing there, and what it saved
 until then is taken.
 
+Where the newest copy is not complete for another provider, namespaces that live there are taken from an older one, see
+`artfs.volume.grafting`.
+
 Numbers of objects are not used twice: the counters of the copy may be older than the rows beside them, and the
 directories that would show it are empty here, so each namespace goes on well behind what any row names.
 """
@@ -20,7 +23,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -28,18 +31,20 @@ import anyio
 from anyio import to_thread
 
 from artfs.blocks import Chunk
+from artfs.durable import sync_directory
 from artfs.errors import DamagedError, ExistsError, FormatError, InvalidError, NotFoundError
 from artfs.meta import Batch
 from artfs.meta.sqlite import SqliteEngine
 from artfs.meta.sqlite.pages import Restoring
 from artfs.objects import Provider, marker
-from artfs.settings import CONFIG_FILE, FORMAT, STORE_FILE, Identity
+from artfs.settings import CONFIG_FILE, FORMAT, STORE_FILE, Identity, require_free
 from artfs.types import Epoch, Serial
 from artfs.volume.catalogue import Catalogue
+from artfs.volume.grafting import Copy, graft
 from artfs.volume.lock import Lock
-from artfs.volume.packs import SEGMENT, Manifest, Place, list_packs, open_segment, pack_name, read_manifest
+from artfs.volume.noted import Note, write_note
+from artfs.volume.packs import SEGMENT, Manifest, Place, list_packs, open_segment, pack_name, read_manifest, stand_ins
 from artfs.volume.rows import HEAD_KEY, Head, unpack_block
-from artfs.volume.saving import Note, write_note
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +64,9 @@ class Recovered:
     """`moment`: nanoseconds since 1970; everything that was acknowledged before it is in the store.  `skipped`: newer
     copies that are damaged, newest first.  `namespaces`: how many there are; `elsewhere`: grid paths of those whose
     bytes were only in the lost machine's directory: they cannot be read; `others`: URLs of other providers that
-    namespaces live with, which it has not looked at."""
+    namespaces live with, which it has not looked at.  Where one of them had not got all at that moment: `older`, grid
+    path → moment of each namespace that is from an older copy, and grid paths of those of which only a `partial` state
+    was anywhere, so that some of their bytes may be lost."""
 
     moment: int
     sequence: int
@@ -70,6 +77,8 @@ class Recovered:
     others: tuple[str, ...]
     bytes: int
     skipped: tuple[str, ...]
+    older: Mapping[str, int]
+    partial: tuple[str, ...]
 
 
 async def recover(
@@ -106,6 +115,9 @@ async def _recover(
     generation = await marker.take_over(marked, identity.uuid, manifest.generation)
     if max(await list_packs(provider)) != newest:  # the old host has saved meanwhile; it does not any more
         newest, manifest, skipped = await _fetch(provider, url, draft, progress)
+    copies = [Copy(None, 0, manifest.behind)] if manifest.behind else []
+    copies += await _fetch_older(provider, manifest, root / DRAFT)
+    older, partial = await to_thread.run_sync(graft, draft, copies)
     namespaces, homes = await to_thread.run_sync(_adapt, draft, generation)
     note = Note(manifest.sequence, manifest.moment)
     await to_thread.run_sync(_finish, root, identity, {"provider": url, **config}, note)
@@ -119,6 +131,8 @@ async def _recover(
         others=tuple(sorted(homes.keys() - {url})),
         bytes=manifest.size,
         skipped=skipped,
+        older=older,
+        partial=partial,
     )
 
 
@@ -140,11 +154,13 @@ def _prepare(root: Path) -> None:
         for name in ("meta.db", "journal", "objects", "cache"):
             if (root / name).exists():
                 raise ExistsError(f"{root} holds parts of a store ({name}); recover into another --root")
+        if root.exists():
+            require_free(root)
     missing = [path for path in (root, *root.parents) if not path.exists()]
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     (root / DRAFT).mkdir(mode=0o700, exist_ok=True)
     for directory in (root, *(path.parent for path in missing)):
-        _sync_directory(directory)
+        sync_directory(directory)
 
 
 # fetching
@@ -170,6 +186,24 @@ async def _fetch(
             log.warning("the newest copy of the metadata is damaged; this is an older one, see its moment")
         return max(packs), manifest, tuple(skipped)
     raise DamagedError(f"{url}: no copy of the metadata is whole: {'; '.join(skipped)}")
+
+
+async def _fetch_older(provider: Provider, newest: Manifest, folder: Path) -> list[Copy]:
+    """The copies that are complete where that one is not, each as a database in `folder`."""
+    found: list[Copy] = []
+    missing = newest.behind
+    for sequence in reversed(await list_packs(provider)) if missing else ():
+        try:
+            if missing and sequence < newest.sequence:
+                manifest = await read_manifest(provider, sequence)
+                for _, providers in stand_ins(replace(newest, behind=missing), [manifest]):
+                    draft = folder / f"older-{sequence}.db"
+                    await _build(provider, manifest, draft, lambda done, total: None)
+                    found.append(Copy(draft, manifest.moment, providers))
+                    missing -= providers
+        except DamagedError as error:
+            log.warning("%s; looking for the copy before it", error)
+    return found
 
 
 async def _build(provider: Provider, manifest: Manifest, draft: Path, progress: Progress) -> None:
@@ -291,16 +325,16 @@ def _finish(root: Path, identity: Identity, config: Mapping[str, str], note: Not
         (root / f"meta.db{suffix}").unlink(missing_ok=True)
     os.rename(draft / "meta.db", root / "meta.db")
     write_note(root, note)
-    _sync_directory(root)
+    sync_directory(root)
     try:
         os.link(draft / STORE_FILE, root / STORE_FILE)
     except FileExistsError:
         raise ExistsError(f"{root} holds a store by now; recover into another --root") from None
-    _sync_directory(root)
+    sync_directory(root)
     for path in draft.iterdir():
         path.unlink()
     draft.rmdir()
-    _sync_directory(root)
+    sync_directory(root)
 
 
 def _write_synced(path: Path, text: str) -> None:
@@ -308,11 +342,3 @@ def _write_synced(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

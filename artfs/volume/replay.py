@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-from typing import TYPE_CHECKING
 
 from xxhash import xxh3_128_digest
 
@@ -17,15 +16,13 @@ from artfs.volume import journal as J
 from artfs.volume.catalogue import unpack
 from artfs.volume.node import Dentry
 from artfs.volume.rows import DENTRY, U64
-
-if TYPE_CHECKING:
-    from artfs.volume.shard import Shard
-    from artfs.volume.tree import Tree
+from artfs.volume.tree import Tree
+from artfs.volume.trees import Trees
 
 log = logging.getLogger(__name__)
 
 
-def replay(shard: Shard, journal: J.Journal) -> int:
+def replay(shard: Trees, journal: J.Journal) -> int:
     """Apply every valid record; records of a namespace that never was, or is gone, are passed over.  Stops at a record
     that names bytes which are not in their object.  Returns the number of records."""
     count = 0
@@ -33,7 +30,7 @@ def replay(shard: Shard, journal: J.Journal) -> int:
         entries = list(J.entries(body))
         namespace = shard.catalogue.by_serial.get(Serial(serial))
         if namespace is not None:
-            tree = shard.trees.get(Serial(serial)) or shard._open(namespace)
+            tree = shard.trees.get(Serial(serial)) or shard.open(namespace)
         elif entries and entries[0][0] == b"N":
             tree = shard.found(unpack(body[J.NAMESPACE.size : entries[0][2]]))
         else:
@@ -51,7 +48,7 @@ def replay(shard: Shard, journal: J.Journal) -> int:
     return count
 
 
-def _has_bytes(shard: Shard, body: bytes, kind: bytes, start: int) -> bool:
+def _has_bytes(shard: Trees, body: bytes, kind: bytes, start: int) -> bool:
     if kind != b"B":
         return True
     _, _, _, length, number, offset, digest = J.STORE.unpack_from(body, start)
@@ -63,7 +60,7 @@ def _has_bytes(shard: Shard, body: bytes, kind: bytes, start: int) -> bool:
     return bool(len(data) == length and xxh3_128_digest(data) == digest)
 
 
-def _apply(shard: Shard, tree: Tree, kind: bytes, body: bytes, at: int, end: int, data: bytes) -> None:
+def _apply(shard: Trees, tree: Tree, kind: bytes, body: bytes, at: int, end: int, data: bytes) -> None:
     if kind == b"R":
         _, key_length, length = J.ROW.unpack_from(body, at)
         at += J.ROW.size

@@ -1,4 +1,4 @@
-"""Names: the POSIX rules of directories, once.
+"""A namespace's tree: the POSIX rules of names, once.
 
 Plain functions over nodes, without I/O of their own and without await, so that nothing can come between the parts of an
 operation.  Permissions are the caller's business: the kernel checks them for mounts, the access rules for the API.
@@ -11,33 +11,28 @@ from collections.abc import Collection, Mapping
 from stat import S_IFDIR, S_IFLNK, S_IFREG, S_ISGID
 
 from artfs.blocks import Block
-from artfs.errors import DamagedError, FsError
+from artfs.errors import FsError
 from artfs.meta import Checkpoint
 from artfs.types import Epoch, Serial
-from artfs.volume.attributes import Attributes
 from artfs.volume.data import DIRECT
+from artfs.volume.directories import Directories
 from artfs.volume.inodes import ROOT, Owner
 from artfs.volume.journal import WRITE
-from artfs.volume.node import Dentry, Node
-from artfs.volume.rows import BLOCK_KEY, DENTRY
-from artfs.volume.rowset import Pending
-from artfs.volume.seal import Sealed
+from artfs.volume.node import Node
 
-NAME_MAX = 255
 PATH_MAX = 4096
 LINK_MAX = 1 << 31
 NOREPLACE, EXCHANGE = 1, 2
-SPARE = 64
-"""A listing's list is made anew when it holds this many names more than twice those that are left."""
 RESERVED = frozenset((b".checkpoints",))
 """Names in a namespace's root that belong to the control surface."""
 BLOB_DATA = b"_data"
 """The one file of a BLOB."""
+SECOND = 10**9
 CAPABILITY = b"security.capability"
 NOTHING: Mapping[bytes, bytes] = {}
 
 
-class Tree(Attributes):
+class Tree(Directories):
     """One namespace's files, or with `at` those that a checkpoint saw, read-only.  `checkpoints` is in order of
     epochs, those that are not committed yet included.  `volumes`: who has hold of the tree from step to step."""
 
@@ -91,9 +86,6 @@ class Tree(Attributes):
         self.log(entries, loose)
         return node
 
-    def root(self) -> Node:
-        return self.node(ROOT)
-
     # versions
     def apply_checkpoint(self, checkpoint: Checkpoint) -> None:
         """End the epoch under the checkpoint's name."""
@@ -102,93 +94,7 @@ class Tree(Attributes):
         self.checkpoints.append(checkpoint)
         self.cut()
 
-    def committed(self, batches: list[Pending], sealed: Sealed, lists: dict[int, Block]) -> None:
-        """The engine has these batches, the oldest of the closed ones; `lists` gives their blocks' sealed extents."""
-        del self.closed_batches[: len(batches)]
-        for batch in batches:
-            for key, old in batch.blocks.items():
-                ino, index = BLOCK_KEY.unpack_from(key, 1)
-                node = self.nodes.get(ino)
-                if node is not None and node.blocks is not None and node.blocks.get(index) is old:
-                    node.blocks[index] = lists[id(old)]
-                for later in (*self.closed_batches, self.open_batch):
-                    block = later.blocks.get(key)
-                    if block is not None:
-                        sealed.swap(block)
-
-    # lookups
-    def find(self, folder: Node, name: bytes) -> Dentry | None:
-        """Errors: FsError ENOTDIR, ENAMETOOLONG."""
-        kids = folder.kids
-        if kids is None:
-            raise FsError(errno.ENOTDIR)
-        entry = kids.get(name)
-        if entry is None:
-            if len(name) > NAME_MAX:
-                raise FsError(errno.ENAMETOOLONG)
-            if not folder.complete:
-                value = self.get(b"D" + folder.key[1:] + name)
-                if value is not None:
-                    entry = kids[name] = self.dentry(value)
-        return entry
-
-    def dentry(self, value: bytes) -> Dentry:
-        try:
-            return Dentry.unpack(value)
-        except DamagedError as error:
-            self.damaged(error)
-            raise
-
-    def lookup(self, folder: Node, name: bytes) -> Node | None:
-        """The node of a name, or None.  Errors: FsError ENOTDIR, ENAMETOOLONG."""
-        entry = self.find(folder, name)
-        if entry is None:
-            return None
-        node = self.nodes.get(entry.ino)
-        return node if node is not None else self.node(entry.ino)
-
-    def ordered(self, folder: Node) -> list[tuple[bytes, Dentry]]:
-        """Names in order of cookies, those among them that are gone by now (`folder.kids[name] is entry` tells): a
-        listing goes on in the same list while names are removed and added.  Errors: FsError ENOTDIR."""
-        kids = self._complete(folder)
-        order = folder.order
-        if order is None or len(order) > 2 * len(kids) + SPARE:
-            order = folder.order = list(kids.items())
-        return order
-
-    def listing(self, folder: Node) -> list[tuple[bytes, Dentry]]:
-        """Every name, in order of cookies; the list is the caller's.  Errors: FsError ENOTDIR."""
-        return list(self._complete(folder).items())
-
-    def _complete(self, folder: Node) -> dict[bytes, Dentry]:
-        if folder.kids is None:
-            raise FsError(errno.ENOTDIR)
-        if not folder.complete:
-            rows = [(key[9:], self.dentry(value)) for key, value in self.scan(b"D" + folder.key[1:])]
-            rows.sort(key=_cookie)
-            folder.kids = dict(rows)
-            folder.complete = True
-            folder.order = None
-        return folder.kids
-
-    def is_empty(self, folder: Node) -> bool:
-        return not self._complete(folder)
-
     # making
-    def _enter(self, folder: Node, name: bytes, node: Node) -> bytes:
-        self.cookies += 1
-        entry = Dentry(node.ino, self.cookies, node.mode >> 12)
-        assert folder.kids is not None
-        folder.kids[name] = entry
-        if folder.order is not None:
-            folder.order.append((name, entry))
-        return self.row(b"D" + folder.key[1:] + name, DENTRY.pack(*entry))
-
-    def _leave(self, folder: Node, name: bytes) -> bytes:
-        assert folder.kids is not None
-        folder.kids.pop(name, None)
-        return self.row(b"D" + folder.key[1:] + name, None)
-
     def _vacant(self, folder: Node, name: bytes) -> None:
         if folder.ino == ROOT and (name in RESERVED or (self.blob and name != BLOB_DATA)):
             raise FsError(errno.EPERM)
@@ -285,6 +191,8 @@ class Tree(Attributes):
         entries = b""
         if other is not None:
             entries = self._leave(folder, name) + self._unlinked(other, time)
+            if self.blob and not before:
+                _date_after(node, other)
         self.adopt(node)
         node.nlink = 1
         node.ctime = folder.mtime = folder.ctime = time
@@ -319,6 +227,8 @@ class Tree(Attributes):
             attributes = {**kept, **attributes}
         time = self.begin()
         node = self._new(folder, S_IFREG | mode & 0o7777, uid, gid, 0, time)
+        if other is not None and self.blob:
+            _date_after(node, other)
         entries = self.save(node)  # replay needs the inode before its bytes
         loose = b""
         if 0 < len(data) < DIRECT:
@@ -477,5 +387,8 @@ class Tree(Attributes):
         self.log(entries)
 
 
-def _cookie(item: tuple[bytes, Dentry]) -> int:
-    return item[1].cookie
+def _date_after(node: Node, other: Node) -> None:
+    """What takes the place of a BLOB's bytes is younger, however soon it comes: the document tells by their size and
+    time whether it knows them, and the clock is coarse."""
+    if node.mtime <= other.mtime < node.mtime + SECOND:
+        node.mtime = other.mtime + 1

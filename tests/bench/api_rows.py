@@ -1,7 +1,8 @@
 """The rows of the Python API and its figures of its own, with their floors.  Pure data.
 
 Peers: the packages whose API it is (`SEEDS`), by provider: `filesystem`, `sqlite` and `memory` of their virtual file
-system, `redis` for sessions; and `plain`: the same with the standard library, or without what the row is about.
+system, `redis` for sessions; and `plain`: the same with the standard library, or without what the row is about;
+`bare`: what a call cannot do without, by the standard library.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from dataclasses import dataclass
 from tests.bench.report import Bar, Floor, Row, Unit
 
 SEEDS = ("chuk-artifacts==0.9", "chuk-sessions==0.5.2")
-FILESYSTEM, SQLITE, MEMORY, REDIS, PLAIN = "filesystem", "sqlite", "memory", "redis", "plain"
-PEERS = (FILESYSTEM, SQLITE, MEMORY, REDIS, PLAIN)
+FILESYSTEM, SQLITE, MEMORY, REDIS = "filesystem", "sqlite", "memory", "redis"
+PLAIN, BARE = "plain", "bare"
+PEERS = (FILESYSTEM, SQLITE, MEMORY, REDIS, PLAIN, BARE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,13 @@ def api_rows(s: ApiSizes) -> list[Row]:
         Row("api_batch_store", "store_batch (plain: one by one)", op, s.batch, batch),
         Row("api_key", "store.generate_artifact_key (plain: f-string)", op, s.keys, _key()),
         Row("api_session_key", "manager.generate_artifact_key (plain: f-string)", op, s.keys, _key()),
-        Row("api_stream_up", "stream_upload, 64 KiB each (plain: shutil.copyfile)", rate, s.stream_mib, _stream()),
+        Row(
+            "api_stream_up",
+            "stream_upload, 64 KiB each (plain: copyfile; bare: SHA-256, too)",
+            rate,
+            s.stream_mib,
+            _stream(),
+        ),
         Row("api_stream_down", "stream_download, 64 KiB each (plain: the same)", rate, s.stream_mib, _stream()),
     ]
 

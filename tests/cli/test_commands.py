@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
+from artfs import ArtifactStore
 from artfs.cli import main
 from tests.cli.command import ARTFS, environment
 
@@ -26,13 +28,13 @@ def store(store_root: Path, capsys: Capture) -> Path:
     return store_root
 
 
-def run(capsys: Capture, *words: str) -> tuple[int, str, str]:
-    code = main(list(words))
+def run(capsys: Capture, *words: str | Path) -> tuple[int, str, str]:
+    code = main(list(map(str, words)))
     out, err = capsys.readouterr()
     return code, out, err
 
 
-def result(capsys: Capture, *words: str) -> Any:
+def result(capsys: Capture, *words: str | Path) -> Any:
     """The document of a command that succeeds."""
     code, out, err = run(capsys, *words, "--json")
     assert code == 0, err
@@ -170,6 +172,51 @@ def test_the_state_of_the_store(store: Path, capsys: Capture) -> None:
     assert set(result(capsys, "version")) >= {"artfs", "format", "python", "kernel", "trio"}
     assert result(capsys, "fsck", "--data")["ok"] is True
     assert "state        well" in run(capsys, "status")[1]
+    for name in ("status", "stats"):
+        code, _, err = run(capsys, name, str(store.parent))
+        assert code == 2 and f"{store.parent} is not inside a mount of artfs" in err
+
+
+@pytest.mark.parametrize(
+    ("provider", "variable", "root"),
+    [("vfs-filesystem", "VFS_ROOT_PATH", "here"), ("sqlite", "ARTIFACT_SQLITE_PATH", "one.db")],
+)
+def test_the_store_where_the_python_api_has_it(
+    provider: str, variable: str, root: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ARTFS_ROOT", raising=False)
+    monkeypatch.setenv("ARTIFACT_PROVIDER", provider)
+    monkeypatch.setenv(variable, str(tmp_path / root))
+    found = result(capsys, "init")
+    made = ArtifactStore()
+    assert found["root"] == made.root and Path(found["root"]).parent == tmp_path
+    assert found["provider"] == (f"sqlite://{tmp_path}/one.db" if provider == "sqlite" else "")
+    result(capsys, "ns", "create", WEB)
+    assert [info.grid_path for info in made.list_namespaces()] == [f"grid/{WEB}"]
+    anyio.run(made.close)
+    monkeypatch.setenv("ARTFS_ROOT", str(tmp_path / "other"))
+    assert result(capsys, "init")["root"] == str(tmp_path / "other")
+    monkeypatch.delenv("ARTFS_ROOT")
+    monkeypatch.setenv("ARTIFACT_PROVIDER", "tape")
+    code, _, err = run(capsys, "ls")
+    assert code == 2 and "Unknown storage provider 'tape'" in err
+
+
+def test_a_store_in_one_file(tmp_path: Path, capsys: Capture) -> None:
+    file = tmp_path / "one.db"
+    file.write_bytes(b"no store")
+    code, _, err = run(capsys, "--root", str(file), "ls")
+    assert code == 2 and f"{file} is no directory, and no store's sqlite file" in err
+    file.unlink()
+
+    async def make() -> None:
+        async with ArtifactStore(root=file) as store:
+            made = await store.create_namespace("workspace", "sandbox", "web")
+            await store.write_namespace(made.namespace_id, b"from Python", "/f")
+
+    anyio.run(make)
+    assert run(capsys, "--root", str(file), "cat", f"{WEB}/f") == (0, "from Python", "")
+    assert result(capsys, "--root", str(file), "status")["root"] == f"{file}-artfs"
 
 
 @pytest.mark.parametrize(
@@ -226,10 +273,71 @@ def test_a_damaged_store(store: Path, capsys: Capture) -> None:
 
 def test_put_refuses_what_it_cannot_make(store: Path, capsys: Capture, tmp_path: Path) -> None:
     (tmp_path / "tree").mkdir()
-    (tmp_path / "tree" / "link").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "tree" / "pipe")
     result(capsys, "ns", "create", WEB)
     code, _, err = run(capsys, "put", "-r", str(tmp_path / "tree"), WEB)
-    assert code == 2 and "is a symlink, which put cannot make; mount the grid" in err
+    assert code == 2 and "pipe is neither file, directory nor symlink, which put cannot make; mount the grid" in err
+
+
+def test_a_tree_with_symlinks_goes_in_and_comes_out(store: Path, capsys: Capture, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    (tree / "sub").mkdir(parents=True)
+    (tree / "sub" / "f").write_text("bytes")
+    links = {"relative": "sub/f", "sub/up": "..", "nowhere": "/no/such", "folder": "sub"}
+    for name, target in links.items():
+        (tree / name).symlink_to(target)
+    result(capsys, "ns", "create", WEB)
+    for back in ("first", "again"):  # where they are there already
+        done = result(capsys, "put", "-r", tree, WEB)
+        assert (done["files"], done["bytes"]) == (5, 5)
+        result(capsys, "get", "-r", f"{WEB}/tree", tmp_path / back)
+        assert {name: os.readlink(tmp_path / back / name) for name in links} == links
+        assert (tmp_path / back / "folder" / "f").read_text() == "bytes"
+    other = tmp_path / "other" / "tree"
+    other.mkdir(parents=True)
+    for name in ("relative", "sub"):
+        (other / name).symlink_to("elsewhere")
+    code, _, err = run(capsys, "put", "-r", other, WEB)
+    assert code == 1 and "tree/sub: Is a directory" in err
+    assert [e["target"] for e in result(capsys, "ls", f"{WEB}/tree") if e["name"] == "relative"] == ["elsewhere"]
+
+
+def test_what_a_path_inside_a_namespace_holds(store: Path, capsys: Capture, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    (tree / "deep" / "er").mkdir(parents=True)
+    for name in ("a", "deep/b", "deep/er/c"):
+        (tree / name).write_bytes(bytes(100_000))
+    (tree / "deep" / "link").symlink_to("b")
+    result(capsys, "ns", "create", WEB)
+    result(capsys, "put", "-r", tree, f"{WEB}/tree")
+    result(capsys, "checkpoint", "create", WEB, "v1")
+    whole = result(capsys, "du", WEB)
+    inside = result(capsys, "du", f"{WEB}/tree")
+    assert (inside["bytes"], inside["inodes"]) == (whole["bytes"], whole["inodes"] - 1) == (300_000, 7)
+    deep = result(capsys, "du", f"{WEB}/tree/deep")
+    assert deep["namespaces"] == [{"path": f"grid/{WEB}/tree/deep", "bytes": 200_000, "inodes": 5}]
+    (tmp_path / "empty").touch()
+    result(capsys, "put", tmp_path / "empty", f"{WEB}/tree/a")
+    assert result(capsys, "du", f"{WEB}/tree")["bytes"] == 200_000
+    assert result(capsys, "du", f"{WEB}/.checkpoints/v1")["bytes"] == 300_000
+    assert result(capsys, "du", f"{WEB}/tree/a")["inodes"] == 1
+    assert run(capsys, "du", f"{WEB}/nothing")[0] == 3
+
+
+def test_the_description_of_a_namespace_can_be_read(store: Path, capsys: Capture, tmp_path: Path) -> None:
+    made = result(capsys, "ns", "create", WEB, "--meta", "a=1")
+    blob = result(capsys, "ns", "create", "default/shared/blob", "--type", "blob")
+    for name in ("_meta.json", ".workspace"):
+        code, out, _ = run(capsys, "cat", f"{WEB}/{name}")
+        assert code == 0 and json.loads(out)["id"] == made["id"]
+        result(capsys, "get", f"{WEB}/{name}", tmp_path / name)
+        assert (tmp_path / name).read_text() == out
+        (entry,) = result(capsys, "ls", f"{WEB}/{name}")
+        assert (entry["name"], entry["type"], entry["size"]) == (name, "file", len(out))
+    assert json.loads(run(capsys, "cat", "default/shared/blob/_meta.json")[1])["id"] == blob["id"]
+    assert run(capsys, "cat", "default/shared/blob/.workspace")[0] == 3
+    assert run(capsys, "cat", f"{WEB}/sub/_meta.json")[0] == 3
+    assert [entry["name"] for entry in result(capsys, "ls", WEB)] == []
 
 
 def test_a_reader_that_has_enough_is_no_error(store: Path, capsys: Capture, tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import pytest
 from artfs.cli import main, objects
 from artfs.errors import UnavailableError
 from artfs.objects.disk import DiskProvider
-from tests.cli.command import artfs, ok
+from tests.cli.command import ARTFS, artfs, environment, ok
 from tests.servers import let_in, rclone_serving
 
 WEB = "default/shared/web"
@@ -89,11 +91,11 @@ def test_init_writes_the_setting_and_claims_the_place(
 
 def test_init_with_a_provider_that_is_not_there_leaves_nothing(store_root: Path, capsys: Capture) -> None:
     store_root.mkdir()
-    (store_root / "mine").write_text("kept")
+    (store_root / ".mine").write_text("kept")
     (store_root.parent / "file").write_text("no directory")
     code, out, err = run(capsys, "init", "--provider", f"file://{store_root.parent}/file")
     assert code != 0 and out == "" and "Traceback" not in err
-    assert [path.name for path in store_root.iterdir()] == ["mine"]
+    assert [path.name for path in store_root.iterdir()] == [".mine"]
     (store_root / "config.toml").write_text("")
     code, _, err = run(capsys, "init", "--provider", "file:///tmp")
     assert code == 2 and "set provider in that file" in err
@@ -113,6 +115,26 @@ def test_a_namespace_says_where_it_lives(store: Path, url: str, capsys: Capture,
     assert "provider     the store" in run(capsys, "ns", "info", "default/shared/here")[1]
     clone = result(capsys, "ns", "clone", "default/shared/there", "twin")
     assert clone["provider"] == second
+
+
+@pytest.mark.fuse
+def test_a_namespace_in_memory_needs_somebody_who_keeps_it(store: Path, capsys: Capture, mount_point: Path) -> None:
+    """A command that has the store ends, and with it what lives in its memory."""
+    path = "default/shared/brief"
+    for how in (("--provider", "memory:"), ("--provider-type", "memory")):
+        code, out, err = run(capsys, "ns", "create", path, *how)
+        assert (code, out) == (2, "")
+        assert "would be gone at once" in err and "artfs mount DIR" in err
+    (store / "config.toml").write_text('providers = {sandbox = "memory:"}\n')
+    assert run(capsys, "ns", "create", path)[0] == 2
+    assert [item["grid_path"] for item in result(capsys, "ns", "list")] == [f"grid/{WEB}"]
+    ok("mount", mount_point)
+    try:
+        assert result(capsys, "ns", "create", path)["provider"] == "memory:"
+        (mount_point / path / "f").write_bytes(BIG)
+        assert (mount_point / path / "f").read_bytes() == BIG
+    finally:
+        ok("umount", mount_point)
 
 
 def test_a_provider_of_the_environment(
@@ -180,7 +202,7 @@ def test_a_provider_that_fails_is_told_and_nothing_is_lost(
 def test_status_tells_what_is_saved_and_what_fails_where(
     store: Path, far: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert result(capsys, "status")["saved"] == {"moment": None, "sequence": 0, "trouble": ""}
+    assert result(capsys, "status")["saved"] == {"moment": None, "sequence": 0, "trouble": "", "behind": []}
     assert "saved        never\n" in run(capsys, "status")[1]
     moment = result(capsys, "sync")["saved"]["moment"]
     assert result(capsys, "status")["saved"]["moment"] == moment  # another process
@@ -240,7 +262,7 @@ def test_the_cache(store: Path, far: Path, capsys: Capture) -> None:
     result(capsys, "sync")
     found = result(capsys, "cache", "status")
     assert found["copies"] >= len(BIG) and found["waiting"] == 0 and found["limit"] > found["high"] > found["low"]
-    capabilities = {"adopts": False, "durable": True, "signs": False}
+    capabilities = {"adopts": False, "durable": True, "signs": False, "streams": False}
     assert found["providers"] == [{"url": f"file://{far}", "namespaces": 1, **capabilities}]
     assert result(capsys, "cache", "drop", WEB)["bytes"] >= len(BIG)
     assert result(capsys, "cache", "status")["copies"] == 0
@@ -452,17 +474,21 @@ def test_a_provider_that_is_gone_for_good_is_got_rid_of(grid: Path, tmp_path: Pa
     shutil.rmtree(second)
     for name in (there, WEB):
         (grid / name / "late").write_bytes(b"late" * 100_000)
-    # A copy of the metadata would name what is nowhere, so that nothing reaches the level any more ...
-    failed = artfs("sync", WEB)
-    assert failed.code != 0 and str(second) in failed.err, failed
+    # Others go on, and the copies of the metadata say what is nowhere ...
+    ok("sync", WEB)
+    for path in ((), (there,)):
+        failed = artfs("sync", *path)
+        assert failed.code != 0 and str(second) in failed.err, failed
     status = artfs("status", "--json").json
     assert [item["url"] for item in status["waiting"]["providers"]] == [f"file://{second}"]
-    assert str(second) in status["saved"]["trouble"]
+    assert (status["saved"]["behind"], status["saved"]["trouble"]) == ([f"file://{second}"], "")
+    assert f"without what waits for file://{second}" in ok("status")
     # ... until what needs that provider is deleted.
     ok("ns", "delete", "--for-good", there)
     wait_until(lambda: artfs("sync").code == 0)
     status = artfs("status", "--json").json
-    assert (status["waiting"]["objects"], status["waiting"]["error"], status["saved"]["trouble"]) == (0, "", "")
+    assert (status["waiting"]["objects"], status["waiting"]["error"]) == (0, "")
+    assert (status["saved"]["behind"], status["saved"]["trouble"]) == ([], "")
 
 
 @pytest.mark.fuse
@@ -512,6 +538,40 @@ def test_a_second_signal_ends_the_upload(store: Path, far: Path, mount_point: Pa
 
 
 @pytest.mark.fuse
+@pytest.mark.parametrize("how", ["^C", "again"])
+def test_who_does_not_wait_for_an_unmount_loses_nothing(store: Path, far: Path, mount_point: Path, how: str) -> None:
+    """It tells on the terminal what it waits for, and in the end what is left."""
+    ok("sync")
+    ok("mount", mount_point)
+    far.rename(far.with_name("away"))
+    far.write_text("no directory")
+    (mount_point / WEB / "late").write_bytes(b"late" * 100_000)
+    ours, theirs = pty.openpty()
+    with subprocess.Popen([*ARTFS, "umount", str(mount_point)], env=environment(), stderr=theirs) as child:
+        os.close(theirs)
+        said = ""
+        while "to upload: 390.6 KiB in 1 object" not in said:
+            said += os.read(ours, 4096).decode()
+        if how == "^C":
+            child.send_signal(signal.SIGINT)
+        else:
+            again = artfs("umount", mount_point)
+            assert again.code == 0 and "390.6 KiB in 1 object still to be uploaded" in again.err, again
+        with suppress(OSError):
+            while data := os.read(ours, 4096):
+                said += data.decode()
+        assert child.wait() == 0
+    os.close(ours)
+    assert "390.6 KiB in 1 object still to be uploaded; the next mount goes on" in said.replace("\r\n", "\n")
+    assert not os.path.ismount(mount_point)
+    far.unlink()
+    far.with_name("away").rename(far)
+    assert artfs("umount", mount_point).code == 3
+    ok("sync")
+    assert ok("cat", f"{WEB}/late") == "late" * 100_000
+
+
+@pytest.mark.fuse
 def test_the_next_mount_does_not_wait_for_an_unmount_that_still_uploads(
     store: Path, far: Path, mount_point: Path
 ) -> None:
@@ -524,7 +584,7 @@ def test_the_next_mount_does_not_wait_for_an_unmount_that_still_uploads(
     wait_until(lambda: "uploading" in log.read_text())
     refused = artfs("mount", mount_point)  # it has the store, but the provider is not in order
     assert refused.code == 2 and "no directory" in refused.err, refused
-    assert "another mount goes on" in log.read_text()
+    assert "asked for the store: what still waits is left to the next owner" in log.read_text()
     far.unlink()
     far.with_name("away").rename(far)
     try:

@@ -7,7 +7,7 @@ import os
 import random
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
 
 import apsw
@@ -100,6 +100,8 @@ class Source:
         }
         self.pushed = 0
         self.on_push: Callable[[], Awaitable[None]] | None = None
+        self.behind: frozenset[str] = frozenset()
+        self.asked: Collection[str] | None = None
         self.saver = Saver(
             root / "meta.db",
             encrypted or provider,
@@ -118,10 +120,12 @@ class Source:
     async def _nothing(self) -> None:
         pass
 
-    async def _push(self) -> None:
+    async def _push(self, needed: Collection[str] | None, patience: float) -> frozenset[str]:
         self.pushed += 1
+        self.asked = needed
         if self.on_push is not None:
             await self.on_push()
+        return self.behind
 
     async def claim(self) -> None:
         await marker.claim(self.provider, str(self.identity["uuid"]), self.generation)

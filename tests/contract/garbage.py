@@ -64,6 +64,7 @@ class World:
         self.recovered = False
         self.saves = 0
         self.save_fails: Exception | None = None
+        self.save_behind: set[str] = set()
         self.pins: set[int] = set()
         self.views: list[Tree] = []
         self.engine: Any = None
@@ -84,10 +85,11 @@ class World:
         self.store = Store(root, self.shard, MemorySessions(), self.settings)
         self.collector = Collector(self.shard, pinned=lambda: self.pins, views=lambda: self.views, save=self.save)
 
-    async def save(self) -> None:
+    async def save(self) -> set[str]:
         self.saves += 1
         if self.save_fails is not None:
             raise self.save_fails
+        return self.save_behind
 
     async def reopen(self, crash: bool = False) -> None:
         """As a new process; objects of the old one take no more chunks.  In memory they are only closed."""

@@ -20,7 +20,7 @@ from artfs import (
     StreamDownloadRequest,
     StreamUploadRequest,
 )
-from artfs.store.operations.streams import GATHER
+from artfs.store.operations.streams import AHEAD, GATHER
 from tests.contract.api import everywhere, program
 from tests.contract.loops import on_both_loops
 
@@ -124,6 +124,44 @@ async def test_what_fails_leaves_nothing(store: ArtifactStore) -> None:
     with pytest.raises(ArtifactStoreError):
         await store.stream_upload(StreamUploadRequest(data_stream=pieces(), session_id="s", filename="../a"))
     assert await store.search() == []
+    assert store.list_namespaces() == []
+    assert (await store.get_stats()).total_bytes == 0
+
+
+@on_both_loops
+@everywhere
+async def test_pieces_of_all_sizes(store: ArtifactStore) -> None:
+    whole = bytes(range(256)) * (20 << 12)
+    for sizes in ((1, GATHER - 1, 1, GATHER), (GATHER + 1, 7, 3 * GATHER), (10, 17 << 20, 0, 100), (AHEAD, AHEAD)):
+        data, at = [], 0
+        for size in sizes:
+            data.append(whole[at : at + size])
+            at += size
+        made = await store.stream_upload(StreamUploadRequest(data_stream=data, session_id="s"))
+        assert (await store.metadata(made)).sha256 == hashlib.sha256(b"".join(data)).hexdigest()
+        assert await store.retrieve(made) == b"".join(data)
+
+
+@on_both_loops
+@everywhere
+async def test_a_part_that_cannot_be_written_ends_the_stream(store: ArtifactStore) -> None:
+    """While others are on their way: none is written behind it."""
+    call = store._call
+    parts = 0
+
+    async def failing(method: str, /, **arguments: Any) -> Any:
+        nonlocal parts
+        if method == "api_artifact_part":
+            parts += 1
+            if parts == 2:
+                await anyio.sleep(0.05)
+                raise ArtifactStoreError("no room")
+        return await call(method, **arguments)
+
+    store._call = failing  # type: ignore[method-assign]
+    with pytest.raises(ArtifactStoreError, match="no room"):
+        await store.stream_upload(StreamUploadRequest(data_stream=[PIECE] * 500, session_id="s"))
+    assert parts == 2
     assert store.list_namespaces() == []
     assert (await store.get_stats()).total_bytes == 0
 

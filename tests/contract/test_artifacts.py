@@ -21,7 +21,7 @@ from artfs import (
 from artfs.settings import create_store
 from artfs.store.opening import open_store
 from artfs.store.service import Service
-from artfs.volume.shard import IDLE_TREES, SMALL
+from artfs.volume.trees import IDLE_TREES, SMALL
 from tests.contract.api import a_store, everywhere, owned_elsewhere, program
 from tests.contract.loops import on_both_loops
 

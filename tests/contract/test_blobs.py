@@ -148,10 +148,10 @@ async def test_what_was_written_anyhow_becomes_exact(place: tuple[Store, Blobs])
     store, blobs = place
     namespace = await _scattered(store, DATA)
     before = await _files(store, namespace).stat(b"_data")
-    usage = store.usage(namespace)
+    usage = store.shard.usage(namespace)
     exact = await blobs.exact(namespace)
     assert await _files(store, namespace).stat(b"_data") == before
-    assert store.usage(namespace) == usage
+    assert store.shard.usage(namespace) == usage
     assert await _bytes(store, namespace) == DATA
     assert await blobs.exact(namespace) == exact
     if store.root is not None:
@@ -226,11 +226,11 @@ async def test_collection_leaves_what_a_url_gives(tmp_path: Path, monkeypatch: p
         number = (await blobs.exact(namespace)).number
         await _files(store, namespace).write(b"_data", b"new")
         for _ in range(3):
-            await store.gc()
+            await store.collector.collect()
         assert (await fetch(url)).body == DATA
         monkeypatch.setattr(blobs_module, "time_ns", lambda: time_ns() + 3600 * 10**9)
         for _ in range(3):
-            await store.gc()
+            await store.collector.collect()
         assert not store.shard.objects.path(number).exists()
         assert await _bytes(store, namespace) == b"new"
 
@@ -242,7 +242,7 @@ async def test_collection_while_objects_are_made(tmp_path: Path) -> None:
 
         async def collect() -> None:
             while True:
-                await store.gc()
+                await store.collector.collect()
                 await anyio.sleep(0.001)
 
         tasks.start_soon(collect)
@@ -591,7 +591,7 @@ async def test_an_upload_becomes_a_blob(place: tuple[Store, Blobs]) -> None:
     assert await _bytes(store, made) == DATA
     stat = await _files(store, made).stat(b"_data")
     assert stat.size == len(DATA)
-    assert store.usage(made)[0] == len(DATA)
+    assert store.shard.usage(made)[0] == len(DATA)
     _nothing_left(store, blobs)
     exact = await blobs.exact(made)
     if store.root is not None:
@@ -611,7 +611,7 @@ async def test_what_was_registered_survives_a_restart(tmp_path: Path) -> None:
     async with opened(tmp_path / "store") as (store, blobs):
         namespace = store.namespace_at("default", "user-bob", "x")
         assert await _bytes(store, namespace) == DATA
-        assert store.usage(namespace)[0] == len(DATA)
+        assert store.shard.usage(namespace)[0] == len(DATA)
         with pytest.raises(ExpiredError):
             await blobs.uploads.register(upload.id, _maker(store))
 

@@ -221,7 +221,7 @@ async def test_an_upload_goes_to_the_provider(place: Place) -> None:
     etag = (await both.signs.head(name)).etag
     made = await blobs.uploads.register(upload.id, _maker(store), size=len(DATA), etag=f'"{etag}"')
     assert await _bytes(store, made) == DATA
-    assert store.usage(made)[0] == len(DATA)
+    assert store.shard.usage(made)[0] == len(DATA)
     (object_name,) = (name for name in both.signs.names() if name.startswith("grid/"))
     assert both.signs._objects[object_name][0] == DATA
     assert name not in both.signs.names()

@@ -306,6 +306,82 @@ async def test_a_namespace_that_is_destroyed_meanwhile(world: World) -> None:
     assert await read(kept.tree, b"f") == CONTENT[0]
 
 
+@pytest.mark.parametrize("clones", [1, 3])
+async def test_what_clones_name_of_a_namespace_that_is_gone_moves_to_them(world: World, clones: int) -> None:
+    volume = await fill(world)
+    serial = volume.tree.serial
+    branches = []
+    for number in range(clones):
+        branch = world.store.volume(await world.store.clone(volume, f"branch-{number}"))
+        await branch.checkpoint("all")
+        branches.append(branch)
+    await world.store.destroy_namespace(volume.namespace, for_good=True)
+    await thin(world, *branches)
+    await world.collect()
+    assert world.engine.record("prefix", str(serial)) is not None
+    for branch in branches:
+        await branch.delete_checkpoint("all")
+    old = sum((await world.objects()).values())
+    await world.collect()
+    await world.settle()
+    await world.collect(3)
+    found = await world.objects()
+    assert sum(found.values()) < old / 3
+    assert {number >> 32 for number in found} == {min(branch.tree.serial for branch in branches)}
+    for kind in ("prefix", "lent", "home"):
+        assert world.engine.record(kind, str(serial)) is None
+    await world.exactly_what_is_named()
+    # The first has lent to the others what it holds now.
+    for branch in branches:
+        await check(branch)
+    for branch in branches[:-1]:
+        await world.store.destroy_namespace(branch.namespace, for_good=True)
+        await world.collect(3)
+        await check(branches[-1])
+    await world.store.destroy_namespace(branches[-1].namespace, for_good=True)
+    await world.collect(4)
+    assert await world.objects() == {}
+    await check_differs_only(world)
+
+
+async def test_what_was_lent_stays_if_its_namespace_is_destroyed_meanwhile(world: World) -> None:
+    volume = await fill(world)
+    clone = world.store.volume(await world.store.clone(volume, "branch"))
+    await thin(world, volume, clone)
+    serial = volume.tree.serial
+    real = world.shard.objects.append_all
+
+    def append_all(target: int, datas: Any) -> Any:
+        if target == serial and serial in world.shard.catalogue.by_serial:
+            trio.from_thread.run(volume.destroy)
+        return real(target, datas)
+
+    world.shard.objects.append_all = append_all  # type: ignore[assignment, method-assign]
+    assert (await world.collect()).compacted == 0
+    await check(clone)
+    assert (await world.collect()).compacted == 1
+    await world.settle()
+    await world.collect(3)
+    await check(clone)
+    assert {number >> 32 for number in await world.objects()} == {clone.tree.serial}
+
+
+async def test_the_object_that_a_clone_of_a_blob_names_is_left(world: World) -> None:
+    volume = await world.make("blob", NamespaceType.BLOB)
+    await put(volume, BLOB_DATA, b"".join(CONTENT))
+    await world.settle()
+    clone = world.store.volume(await world.store.clone(volume, "branch"))
+    await world.store.destroy_namespace(volume.namespace, for_good=True)
+    before = addresses(world, clone)
+    node = clone.tree.lookup(clone.tree.root(), BLOB_DATA)
+    assert node is not None
+    clone.tree.fallocate(node, 3, 0, SIZE * (FILES - 1))
+    await world.settle()
+    assert (await world.collect(3)).compacted == 0
+    assert addresses(world, clone) == before & addresses(world, clone)
+    assert addresses(world, clone)
+
+
 async def test_a_provider_that_goes_away_leaves_all_as_it_was(tmp_path: Path) -> None:
     world = World(tmp_path, "backed")
     volume = await fill(world)

@@ -3,6 +3,7 @@ mappings, names; and what must hold whichever of them is used."""
 
 from __future__ import annotations
 
+from datetime import datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,66 @@ async def test_sessions_that_were_asked_for_are_counted(store: ArtifactStore) ->
     info = await store.get_sandbox_info()
     assert info.session_stats == counted
     assert info.created_at == (await store.get_sandbox_info()).created_at
+
+
+# sessions that nobody names
+@on_both_loops
+@everywhere
+async def test_what_names_no_session_lives_as_long_as_it_was_given(store: ArtifactStore) -> None:
+    async def session_of(ttl: float | None, **arguments: Any) -> tuple[str, float]:
+        """Of a new artifact: its session, and how many seconds that outlives it by."""
+        found = await store.metadata(await store.store(b"x", ttl=ttl, **arguments))
+        info = await store.get_session_info(found.session_id)
+        assert info is not None and info.expires_at is not None
+        life = datetime.fromisoformat(info.expires_at) - datetime.fromisoformat(found.stored_at)
+        return found.session_id, life.total_seconds() - (ttl or 0)
+
+    usual, _ = await session_of(900)
+    assert [(await session_of(ttl))[0] for ttl in (12 * 3600, None)] == [usual, usual]
+    long, left = await session_of(7 * 86400)
+    assert long != usual and left >= 0
+    assert (await session_of(86400))[0] == long
+    assert (await session_of(30 * 86400))[1] >= 0
+    assert (await session_of(7 * 86400, user_id="alice"))[0] not in (usual, long)
+    made = await store.create_namespace("blob", ttl_hours=48)
+    assert made.ttl_seconds == 48 * 3600 and made.session_id != usual
+    assert (await store.create_namespace("blob")).session_id == usual
+    assert await store.delete_session(usual)
+    assert (await session_of(900))[0] not in (usual, long)
+
+
+@on_both_loops
+@everywhere
+async def test_a_session_of_the_stores_own_takes_nothing_new_in_its_second_half(store: ArtifactStore) -> None:
+    async with ArtifactStore(root=store.root, sandbox_id=store.sandbox_id, session_ttl_hours=2 * SOON / 3600) as other:
+        sessions = []
+        for wait in (0, SOON + 0.05):
+            await anyio.sleep(wait)
+            sessions.append((await other.metadata(await other.store(b"x", ttl=SOON))).session_id)
+        assert len(set(sessions)) == 2
+        assert [await other.validate_session(session) for session in sessions][1]
+
+
+@on_both_loops
+async def test_what_the_reaper_was_faster_with_is_counted() -> None:
+    async with ArtifactStore() as store, ArtifactStore() as other:
+        session = await store.create_session("alice", ttl_hours=SOON / 3600)
+        await store.store(b"x", session_id=session)
+        await store.create_namespace("workspace", "sandbox", ttl_hours=SOON / 3600)
+        await anyio.sleep(SOON + 0.3)
+        assert await other.cleanup_expired_sessions() == 0
+        assert [await store.cleanup_expired_sessions() for _ in range(2)] == [2, 0]
+
+
+@on_both_loops
+@everywhere
+async def test_a_session_that_is_not_there_is_told_from_one_that_may_not(store: ArtifactStore) -> None:
+    made = await store.store(b"x", session_id="mine")
+    await store.create_session(session_id="other")
+    with pytest.raises(AccessDeniedError, match="does not belong to session 'other'"):
+        await store.retrieve(made, session_id="other")
+    with pytest.raises(AccessDeniedError, match="there is no session 'nosuch'"):
+        await store.retrieve(made, session_id="nosuch")
 
 
 # what has ended

@@ -12,6 +12,7 @@ import trio
 from artfs.errors import UnavailableError
 from artfs.meta.schema import PINNED
 from artfs.types import NamespaceType, Scope
+from artfs.volume.attributes import SIZE
 from artfs.volume.catalogue import Namespace
 from artfs.volume.fresh import blob_rows
 from artfs.volume.inodes import now
@@ -40,7 +41,7 @@ def content(world: World) -> bytes:
     tree = world.shard.tree(world.namespace("new"))
     node = tree.lookup(tree.root(), b"_data")
     assert node is not None
-    assert world.store.usage(world.namespace("new")) == (node.size, 2)
+    assert world.store.shard.usage(world.namespace("new")) == (node.size, 2)
     return tree.read_bytes(node, 0, node.size)
 
 
@@ -73,12 +74,63 @@ async def test_nobody_opens_it_until_somebody_looks(world: World) -> None:
     namespace = await make(world)
     assert not world.shard.trees
     assert not world.shard.idle()
-    assert world.store.usage(namespace) == (len(DATA), 2)
+    assert world.store.shard.usage(namespace) == (len(DATA), 2)
     await world.shard.commit()
     assert not world.shard.trees
     assert world.shard.idle()
     assert world.engine.get(namespace.serial, HEAD_KEY) is not None
     assert content(world) == DATA
+
+
+@pytest.mark.parametrize("data", [b"", DATA, b"x" * 1024])
+async def test_its_bytes_are_read_from_its_row(world: World, data: bytes) -> None:
+    namespace = await make(world, data)
+    shard = world.shard
+    assert shard.bytes_in_row(namespace) == data
+    await shard.commit()
+    assert shard.bytes_in_row(namespace) == data
+    assert not shard.trees
+    assert content(world) == data
+    assert shard.bytes_in_row(namespace) is None  # its tree knows better
+    tree = shard.trees[namespace.serial]
+    node = tree.make_unnamed(tree.root(), 0o600, 0, 0)
+    tree.write(node, 0, b"another file")
+    tree.replace(node, tree.root(), b"_data")
+    await shard.commit()
+    shard.close_tree(namespace.serial)
+    assert shard.bytes_in_row(namespace) == b"another file"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tree, node: tree.write(node, 4096, b"x"),
+        lambda tree, node: tree.write(node, 2 << 20, b"x"),
+        lambda tree, node: tree.setattr(node, SIZE, 20, 0, 0, 0, 0, 0, 0),
+        lambda tree, node: tree.fallocate(node, 3, 2, 3),
+        lambda tree, node: tree.write(node, 0, bytes(1 << 20)),
+    ],
+)
+async def test_what_is_more_than_a_row_of_bytes_is_for_a_tree(world: World, change: Any) -> None:
+    namespace = await make(world)
+    tree = world.shard.tree(namespace)
+    node = tree.lookup(tree.root(), b"_data")
+    assert node is not None
+    change(tree, node)
+    await world.shard.commit()
+    world.shard.close_tree(namespace.serial)
+    assert world.shard.bytes_in_row(namespace) is None
+
+
+async def test_a_row_that_is_damaged_is_for_a_tree(world: World) -> None:
+    namespace = await make(world)
+    rows = world.shard.fresh[namespace.serial]
+    for key in list(rows):
+        value, rows[key] = rows[key], b"?"
+        assert world.shard.bytes_in_row(namespace) == (DATA if key[:1] in b"h" or key[-1:] == b"\1" else None)
+        del rows[key]
+        assert world.shard.bytes_in_row(namespace) == (DATA if key[:1] in b"h" or key[-1:] == b"\1" else None)
+        rows[key] = value
 
 
 @pytest.mark.parametrize("when", ["before", "after", "changed"])

@@ -20,7 +20,7 @@ from artfs.meta.memory import MemoryEngine
 from artfs.types import Epoch, Serial
 from artfs.volume.marks import Live, StoppedError, mark, named_in
 from artfs.volume.rows import CHUNK, HEAD_KEY, PIECE, Head, pack_block
-from tests.contract.garbage import KINDS, World, close_open, put, read, read_node
+from tests.contract.garbage import KINDS, URL, World, close_open, put, read, read_node
 
 MIB = 1 << 20
 NOISE = random.Random(4).randbytes(8 * MIB)
@@ -269,6 +269,26 @@ async def test_deleting_from_a_provider_waits_for_saved_metadata(tmp_path: Path)
     world.save_fails = None
     assert (await world.collect()).deleted == 1
     assert world.saves == 2
+    await world.close()
+
+
+async def test_objects_stay_that_an_older_copy_is_needed_for(tmp_path: Path) -> None:
+    """Recovery takes the namespaces of a provider that is behind from it, and that may be another one tomorrow."""
+    world = World(tmp_path, "backed")
+    volume = await world.make()
+    await put(volume, b"f", noise(1, MIB))
+    await world.settle()
+    volume.tree.unlink(volume.tree.root(), b"f")
+    world.save_behind = {URL}
+    report = await world.collect(2)
+    assert (report.deleted, report.waiting, len(await world.objects())) == (0, 1, 1)
+    serial = await doom(world, "ws")
+    assert await world.collector.bury() == 0
+    world.save_behind = {"another:"}
+    assert await world.collector.bury() == 0
+    world.save_behind = set()
+    assert await world.collector.bury() == 1
+    assert serial not in world.shard.catalogue.doomed
     await world.close()
 
 

@@ -18,8 +18,8 @@ from artfs.errors import BusyError
 from artfs.loop import LOOP
 from artfs.objects.disk import DiskProvider
 from artfs.settings import CONFIG_FILE, create_store
+from artfs.store.connecting import LINGER, PATIENCE, own_store, serving
 from artfs.store.handle import IDLE
-from artfs.store.service import LINGER, PATIENCE, own_store, serving
 from artfs.store.store import Store
 from artfs.volume.lock import is_claimed
 from artfs.volume.recovery import recover

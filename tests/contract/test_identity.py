@@ -230,6 +230,38 @@ def test_a_view_is_not_talked_into_more(backend: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_who_makes_something_of_the_sandbox(backend: str, tmp_path: Path) -> None:
+    """A trusted call says with an identity who makes it; one of a view is as good as its view."""
+
+    async def main() -> None:
+        async with a_world(tmp_path, "memory") as world:
+            store = world.store
+            claims: list[dict[str, Any]] = [{"user_id": "alice"}, {"session_id": world.session}]
+            for who in [*claims, {"session_id": world.ownerless}]:
+                artifact = await store.store(b"x", scope="sandbox", **who)
+                made = await store.create_namespace("blob", "sandbox", **who)
+                for id in (artifact, made.namespace_id):
+                    info = store.get_namespace_info(id)
+                    assert info.scope == "sandbox"
+                    assert "session_id" not in who or info.session_id == who["session_id"]
+                    with pytest.raises(DENIED):
+                        await store.write_namespace(id, b"y", **who)
+                for view in (store.as_principal(**who), store.as_principal(session_id=world.foreign)):
+                    with pytest.raises(DENIED):
+                        await view.store(b"x", scope="sandbox")
+                    with pytest.raises(DENIED):
+                        await view.create_namespace("blob", "sandbox", **who)
+            mixed: dict[str, Any] = {"session_id": world.session, "user_id": "bob"}
+            for bad, error in (({"session_id": world.expired}, SessionError), (mixed, AccessDeniedError)):
+                with pytest.raises(error):
+                    await store.store(b"x", scope="sandbox", **bad)
+                with pytest.raises(error):
+                    await store.create_namespace("blob", "sandbox", **bad)
+
+    anyio.run(main, backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_shared_scope_that_all_may_write(backend: str, tmp_path: Path) -> None:
     async def main() -> None:
         async with ArtifactStore(root=tmp_path / "store", shared_writable=True) as store:

@@ -15,6 +15,7 @@ from artfs.errors import DamagedError
 from artfs.objects import OBJECT_LIMIT, held, local, object_number
 from artfs.objects.held import HeldObjects
 from artfs.objects.local import LocalObjects
+from artfs.objects.writing import PIECE
 
 A, B = 5, 6
 T = TypeVar("T", bound=LocalObjects)
@@ -132,6 +133,36 @@ def test_a_short_write_is_completed(either: LocalObjects, monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "pwrite", lambda fd, data, at: pwrite(fd, data[:1000], at))
     chunks = either.append_all(A, [b"a" * 2000, b"b" * 2500])
     assert [either.read(_fresh(chunk)) for chunk in chunks] == [b"a" * 2000, b"b" * 2500]
+
+
+def test_large_writes_are_divided_and_end_at_multiples(objects: LocalObjects, monkeypatch: pytest.MonkeyPatch) -> None:
+    pwritev = os.pwritev
+    ends: list[int] = []
+
+    def seen(fd: int, parts: list[bytes], at: int) -> int:
+        assert len(parts) <= 512
+        done = pwritev(fd, parts, at)
+        assert 0 < done <= PIECE
+        ends.append(at + done)
+        return done
+
+    monkeypatch.setattr(os, "pwritev", seen)
+    large = bytes(range(251)) * 5000
+    datas: list[bytes | memoryview] = [
+        b"a",
+        large,
+        b"",
+        large[:PIECE],
+        b"b" * 100,
+        memoryview(large)[7 : 3 * PIECE],
+        *[b"c"] * 2000,
+    ]
+    chunks = objects.append_all(A, datas)
+    assert [objects.read(_fresh(chunk)) for chunk in chunks] == [bytes(data) for data in datas]
+    size = sum(map(len, datas))
+    assert ends[-1] == size
+    assert set(range(PIECE, size - 2000, PIECE)) <= set(ends)
+    assert len(ends) <= size // PIECE + 1 + 2000 // 512 + 1
 
 
 def test_a_write_that_fails_names_nothing_and_the_next_one_goes_on(

@@ -11,7 +11,8 @@ import anyio
 import pytest
 
 from artfs import ArtifactExpiredError, ArtifactStore
-from artfs.store.store import REAPED_AT_ONCE, Store
+from artfs.store.reaper import REAPED_AT_ONCE
+from artfs.store.store import Store
 from tests.contract.api import program
 from tests.contract.loops import on_both_loops
 

@@ -415,6 +415,51 @@ async def test_other_providers_of_a_store_in_memory(tmp_path: Path, monkeypatch:
 
 
 @on_both_loops
+async def test_callers_are_the_same_in_all_stores_of_a_store_in_memory(tmp_path: Path) -> None:
+    async with ArtifactStore(sandbox_id="mixed") as store:
+        kinds: list[dict[str, Any]] = [
+            {"provider_type": "filesystem", "provider_config": {"root_path": str(tmp_path / "files")}},
+            {"provider_type": "sqlite", "provider_config": {"db_path": str(tmp_path / "a.db")}},
+        ]
+        alice, bob = await store.create_session("alice"), await store.create_session("bob")
+        for kind in kinds:
+            common = (await store.create_namespace(BLOB, SANDBOX, **kind)).namespace_id
+            hers = (await store.create_namespace(BLOB, USER, user_id="alice", **kind)).namespace_id
+            for id in (common, hers):
+                await store.write_namespace(id, b"x")
+                assert [await store.read_namespace(id, session_id=alice), await store.retrieve(id)] == [b"x", b"x"]
+                assert await store.exists(id) and await store.exists(id, session_id=alice)
+            view = store.as_principal(session_id=bob)
+            assert await view.read_namespace(common) == b"x" and await view.exists(common)
+            assert not await view.exists(hers)
+            assert store.get_namespace_info(hers, session_id=alice).name is None
+            with pytest.raises(AccessDeniedError, match=f"does not belong to session '{bob}'"):
+                await view.read_namespace(hers)
+            with pytest.raises(AccessDeniedError, match=f"does not belong to session '{bob}'"):
+                store.get_namespace_info(hers, session_id=bob)
+            assert common in {info.namespace_id for info in view.list_namespaces()}
+        assert len(view.list_namespaces()) == 2 and len(store.list_namespaces(user_id="alice")) == 2
+        assert not await store.exists("0" * 32)
+        await store.delete_session(bob)
+        assert view.list_namespaces() == []
+
+
+@on_both_loops
+async def test_a_store_that_could_not_be_opened_is_not_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    async with ArtifactStore() as store:
+        with pytest.raises(ArtifactStoreError):
+            await store.create_namespace(
+                BLOB, SANDBOX, provider_type="filesystem", provider_config={"root_path": str(tmp_path / "file")}
+            )
+        assert store.list_namespaces() == []
+        with pytest.raises(ArtifactNotFoundError):
+            await store.read_namespace("ns-000000000000")
+
+
+@on_both_loops
 async def test_a_store_in_one_file(tmp_path: Path) -> None:
     path = tmp_path / "artifacts.db"
     data = os.urandom(200_000)

@@ -31,11 +31,12 @@ from artfs.errors import (
 from artfs.grid import parse_path
 from artfs.settings import create_store
 from artfs.store import importing, portable, portable_file
+from artfs.store.connecting import connect
 from artfs.store.importing import IMPORTING, import_, left_behind, take_away
 from artfs.store.opening import memory_store, open_store
 from artfs.store.portable import export, left_pinned, release
 from artfs.store.portable_file import Draft
-from artfs.store.service import Service, connect
+from artfs.store.service import Service
 from artfs.store.store import Store
 from artfs.types import NamespaceType, Scope
 from artfs.volume.catalogue import Namespace
@@ -463,7 +464,7 @@ async def test_an_import_that_was_killed_is_taken_away_at_the_next_start(
 IMPORTER = """
 import sys, anyio
 from pathlib import Path
-from artfs.store.service import connect
+from artfs.store.connecting import connect
 async def main():
     async with connect(Path(sys.argv[1]), "test") as caller:
         print("begins", flush=True)

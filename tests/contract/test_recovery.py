@@ -15,7 +15,16 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from artfs.errors import BusyError, DamagedError, DeniedError, ExistsError, FormatError, NotFoundError, UnavailableError
+from artfs.errors import (
+    BusyError,
+    DamagedError,
+    DeniedError,
+    ExistsError,
+    FormatError,
+    InvalidError,
+    NotFoundError,
+    UnavailableError,
+)
 from artfs.meta import Batch
 from artfs.meta.sqlite import SqliteEngine
 from artfs.objects import Home, Provider, marker
@@ -25,7 +34,8 @@ from artfs.objects.local import LocalObjects
 from artfs.objects.memory import MemoryProvider
 from artfs.sessions.sqlite import SqliteSessions
 from artfs.settings import Settings, create_store, load_settings, read_store
-from artfs.store.store import Store, running
+from artfs.store.running import running
+from artfs.store.store import Store
 from artfs.types import Epoch, Scope, Serial
 from artfs.volume.journal import Journal
 from artfs.volume.packs import pack_name
@@ -195,6 +205,15 @@ async def test_a_root_with_a_store_is_refused(source: Source, place: copies.Plac
     found = await marker.read(place)
     assert found is not None
     assert found.generation == 0, "a recovery that is refused takes nothing over"
+
+
+async def test_a_directory_of_others_is_refused(source: Source, place: copies.Place, tmp_path: Path) -> None:
+    await source.saver.save()
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "notes.txt").touch()
+    with pytest.raises(InvalidError, match=r"not empty \(notes\.txt\)"):
+        await bring(place, tmp_path / "new")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["notes.txt"]
 
 
 async def test_settings_that_are_there_stay(source: Source, place: copies.Place, tmp_path: Path) -> None:
@@ -376,7 +395,7 @@ async def opened(root: Path, provider: Provider) -> AsyncIterator[tuple[Store, S
         generation=generation,
         interval=60.0,
         commit=shard.commit,
-        push=shard.remote.push,
+        push=shard.remote.push_for_copy,
         idle=lambda: False,
         scratch=root,
     )

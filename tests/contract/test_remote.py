@@ -20,7 +20,8 @@ from artfs.objects import Capabilities, Home, Info, Provider
 from artfs.objects.local import LocalObjects
 from artfs.sessions.memory import MemorySessions
 from artfs.settings import Settings
-from artfs.store.store import Store, running
+from artfs.store.running import running
+from artfs.store.store import Store
 from artfs.types import NamespaceType, Scope
 from artfs.volume.catalogue import Namespace
 from artfs.volume.journal import Journal
@@ -28,6 +29,7 @@ from artfs.volume.node import Node
 from artfs.volume.shard import Shard
 from artfs.volume.tree import Tree
 from artfs.volume.waiting import run as waiting
+from artfs.volume.warming import warm_up
 
 MIB = 1 << 20
 URL = "test:"
@@ -241,7 +243,7 @@ async def test_those_who_wait_for_a_fetch_that_fails_fail_with_it(tmp_path: Path
         node = await write(tree, b"a", random(4 * MIB))
         await store.sync(namespace)
         await store.shard.remote.drop()
-        await store.warm_up(namespace)
+        await warm_up(store.volume(namespace))
         await store.shard.remote.drop()
         blocks = [source for index in range(4) for _, _, source, _ in tree.block(node, index)]
         chunks = [chunk for chunk in blocks if isinstance(chunk, Chunk)]
@@ -262,7 +264,7 @@ async def test_those_who_wait_for_a_fetch_that_fails_fail_with_it(tmp_path: Path
         assert failed == 5 * len(chunks)
         assert len(provider.gets) == 1  # not one after the other, each as long as a time-out
         provider.fail = lambda name: None
-        await store.warm_up(namespace)
+        await warm_up(store.volume(namespace))
 
 
 async def test_a_new_process_goes_on_with_what_waits(tmp_path: Path, provider: FakeProvider) -> None:

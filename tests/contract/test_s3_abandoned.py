@@ -97,10 +97,10 @@ async def test_gc_ends_what_a_process_before_has_left(
         await trio.sleep(1.1)
         begin(rclone, prefix, "grid/default/shared/ns-1/00000002")
         await store.create_namespace("default", Scope.SANDBOX, None, "web")
-        assert (await store.gc()).abandoned == 0  # nothing is a day old
+        assert (await store.collector.collect()).abandoned == 0  # nothing is a day old
         monkeypatch.setattr("artfs.volume.gc.time", lambda: time.time() + 25 * HOUR)
-        assert (await store.gc(dry_run=True)).abandoned == 0
+        assert (await store.collector.collect(dry_run=True)).abandoned == 0
         assert len(left(rclone, prefix)) == 2
-        assert (await store.gc()).abandoned == 1
+        assert (await store.collector.collect()).abandoned == 1
         # What has begun since this process has may be of another one that goes on.
         assert left(rclone, prefix) == ["grid/default/shared/ns-1/00000002"]

@@ -19,8 +19,19 @@ from artfs.meta.sqlite.pages import Image, Pages, Restoring
 from artfs.objects import marker
 from artfs.volume import packs as packs_module
 from artfs.volume import saving
-from artfs.volume.packs import SEGMENT, Manifest, PackWriter, Place, decode, encode, pack_name, read_manifest
-from artfs.volume.saving import MAX_PACKS, SLACK, folded
+from artfs.volume.packs import (
+    MAX_PACKS,
+    SEGMENT,
+    SLACK,
+    Manifest,
+    PackWriter,
+    Place,
+    decode,
+    encode,
+    folded,
+    pack_name,
+    read_manifest,
+)
 from tests.contract import copies
 from tests.contract.copies import Source, dump
 
@@ -150,7 +161,7 @@ def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
 # packs
 def test_a_manifest_survives_its_packing() -> None:
     places = [Place(n % 3 + 1, n * 1000, 999 - n % 7, bytes([n % 256]) * 16) for n in range(1000)]
-    manifest = Manifest(3, 17, {"uuid": "u", "format": 1}, 4, 1000 * SEGMENT - 8192, places)
+    manifest = Manifest(3, 17, {"uuid": "u", "format": 1}, 4, 1000 * SEGMENT - 8192, places, frozenset({"s3://b"}))
     assert decode(encode(manifest), "x") == manifest
     for cut in (0, 10, 200, -1):
         with pytest.raises(DamagedError):
@@ -268,31 +279,72 @@ async def test_callers_share_a_save(source: Source, place: copies.Place) -> None
     assert place.count("put") - 1 == 0 or place.packs() == [1]
 
 
-async def test_deleters_wait_for_a_snapshot_that_was_begun_later(source: Source) -> None:
-    """Of a save that runs when the mark is taken, the snapshot may be older."""
+async def test_a_copy_says_which_providers_are_behind(source: Source, place: copies.Place) -> None:
     saver = source.saver
     source.write({1: b"x"})
-    marks: list[int] = []
-    order: list[str] = []
+    source.behind = frozenset({"s3://slow"})
+    first = await saver.save([])
+    assert first.behind == source.behind
+    assert (await read_manifest(place, 1)).behind == source.behind
+    assert saver.statistics().behind == ("s3://slow",)
+    puts = place.count("put")
+    assert await saver.save(["s3://other"]) == first, "it is complete for that one"
+    assert source.pushed == 1
+    assert await saver.changed()
+    assert await saver.save_most() == source.behind
+    assert (source.pushed, place.count("put")) == (2, puts), "it would say the same"
+    source.behind = frozenset()
+    assert await saver.save_most() == frozenset()
+    manifest = await read_manifest(place, 2)
+    assert manifest.behind == frozenset()
+    assert manifest.places == (await read_manifest(place, 1)).places
+    assert saver.last is not None
+    assert saver.last.moment > first.moment
+    assert not await saver.changed()
 
-    async def wait() -> None:
-        await saver.saved_after(marks[0])
-        order.append("waited")
 
-    async with trio.open_nursery() as nursery:
+async def test_who_needs_a_provider_does_not_share_a_copy_without_it(source: Source, place: copies.Place) -> None:
+    source.write({1: b"x"})
+    asked: list[object] = []
 
-        async def push() -> None:
-            if not marks:
-                marks.append(saver.mark())
-                nursery.start_soon(wait)
-                await trio.testing.wait_all_tasks_blocked()
-
-        source.on_push = push
-        await saver.save()
+    async def push() -> None:
         await trio.testing.wait_all_tasks_blocked()
-        order.append("saved")
-        await saver.save()  # nothing has changed: the copy that there is covers it
-    assert order == ["saved", "waited"]
+        asked.append(source.asked)
+        source.behind = frozenset() if source.asked is None else frozenset({"s3://slow"})
+
+    source.on_push = push
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(source.saver.save, [])
+        await trio.testing.wait_all_tasks_blocked(0.001)
+        nursery.start_soon(source.saver.save, [])
+        nursery.start_soon(source.saver.save)
+    assert None in asked
+    assert (await read_manifest(place, place.packs()[-1])).behind == frozenset()
+
+
+async def test_the_newest_complete_copy_is_kept(source: Source, place: copies.Place, tmp_path: Path) -> None:
+    """Also by the next process, and until there is another."""
+    source.fill(300, 3000)
+    await source.saver.save()
+    complete = source.dump()
+    source.behind = frozenset({"s3://slow"})
+    for round in range(4):
+        source.fill(300, 3000, round + 1)
+        await source.saver.save([])
+    source.close()
+    source = Source(source.root, place, id=str(source.identity["uuid"]))
+    source.behind = frozenset({"s3://slow"})
+    for round in range(4):
+        source.fill(300, 3000, round + 10)
+        await source.saver.save([])
+    assert place.packs()[0] == 1
+    await rebuilt(place, 1, tmp_path / "copy.db")
+    assert dump(tmp_path / "copy.db") == complete
+    source.behind = frozenset()
+    await source.saver.save()
+    needed = [(await read_manifest(place, sequence)).packs for sequence in place.packs()[-2:]]
+    assert place.packs() == sorted(set.union(*needed))
+    source.close()
 
 
 async def test_old_packs_go_and_their_number_is_bounded(source: Source, place: copies.Place) -> None:

@@ -31,10 +31,11 @@ from artfs.errors import (
     UnavailableError,
 )
 from artfs.settings import create_store
-from artfs.store import frames, service
+from artfs.store import connecting, frames, service
 from artfs.store import socket as owner_socket
+from artfs.store.connecting import Caller, connect, serving
 from artfs.store.opening import open_store
-from artfs.store.service import Caller, Service, connect, serving
+from artfs.store.service import Service
 from artfs.store.socket import Client
 
 REPOSITORY = Path(__file__).parents[2]
@@ -42,7 +43,7 @@ WS = "default/shared/ws"
 OWNER = """
 import sys, anyio
 from pathlib import Path
-from artfs.store.service import connect
+from artfs.store.connecting import connect
 async def main():
     async with connect(Path(sys.argv[1]), "test owner") as caller:
         print(type(caller).__name__, flush=True)
@@ -582,7 +583,7 @@ def test_a_root_longer_than_a_socket_address(tmp_path: Path, loop: str) -> None:
 
 
 def test_a_store_that_is_locked_and_not_served(root: Path, loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "PATIENCE", 0.2)
+    monkeypatch.setattr(connecting, "PATIENCE", 0.2)
 
     async def main() -> None:
         async with open_store(root, "mount"):
@@ -678,7 +679,7 @@ def test_many_processes_at_once(root: Path) -> None:
     program = """
 import sys, anyio
 from pathlib import Path
-from artfs.store.service import connect
+from artfs.store.connecting import connect
 async def main():
     for i in range(3):
         async with connect(Path(sys.argv[1]), "worker") as caller:

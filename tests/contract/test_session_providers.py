@@ -295,6 +295,20 @@ async def test_a_call_is_one_command(tmp_path: Path) -> None:
         assert await commands() - before == {"set": 10, "evalsha": 10, "info": 1, **script}
 
 
+@on_both_loops
+async def test_who_is_cancelled_leaves_no_answer_to_others(server: Server) -> None:
+    provider = redis.factory(server.url)()
+    key = str(time.time_ns())
+    await provider.set(key, "mine")
+    for turn in range(100):
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(provider.get, key)
+                await anyio.sleep(turn * 5e-6)
+                scope.cancel()
+        assert await provider.get(f"{key} other") is None
+
+
 def test_connections_end_with_their_loop(tmp_path: Path) -> None:
     with redis_server(tmp_path / "redis") as own:
         provider = redis.factory(own.url)()

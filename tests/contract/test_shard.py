@@ -278,17 +278,6 @@ async def test_a_namespace_that_only_the_journal_has_is_made_again(world: World,
     assert world.shard.catalogue.next_serial() > made.serial
 
 
-async def test_a_crash_between_a_blob_and_its_file_is_mended(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    await world.shard.recover()
-    monkeypatch.setattr(world.shard, "_make_data", lambda tree, namespace: None)
-    await world.store.create_namespace("box", Scope.SANDBOX, None, "new", type=NamespaceType.BLOB)
-    world.shard.abandon()
-    world.open()
-    await world.shard.recover()
-    tree = world.shard.tree(world.namespace("new"))
-    assert await waiting(tree.lookup, tree.root(), b"_data") is not None
-
-
 async def test_a_document_that_no_record_could_hold_is_refused(world: World) -> None:
     with pytest.raises(InvalidError, match="shorten it"):
         await world.store.create_namespace("box", Scope.SANDBOX, None, "new", metadata={"a": "x" * (1 << 20)})
@@ -476,6 +465,29 @@ async def test_a_journal_that_cannot_be_written_ends_changes(world: World) -> No
     tree = await world.reopen()
     assert await _content(tree, b"kept") == b"acknowledged"
     _write(tree, b"new", b"goes on")
+
+
+@pytest.mark.logs_errors
+async def test_what_is_logged_together_is_there_or_ends_changes(world: World) -> None:
+    tree = await world.make()
+    with world.shard.together():
+        _write(tree, b"kept", b"acknowledged")
+        _write(tree, b"too", b"as well")
+
+    def fails(*args: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    world.journal.pwritev = fails
+    with pytest.raises(FsError) as caught, world.shard.together():
+        tree.create(tree.root(), b"lost", 0o644, 0, 0)
+        assert world.shard.failure is None
+    assert caught.value.errno == errno.EIO
+    world.journal.pwritev = os.pwritev
+    _refused(errno.EROFS, tree)
+    await world.shard.close()
+    tree = await world.reopen()
+    assert [await _content(tree, name) for name in (b"kept", b"too")] == [b"acknowledged", b"as well"]
+    assert tree.lookup(tree.root(), b"lost") is None
 
 
 @pytest.mark.logs_errors

@@ -11,7 +11,6 @@ import trio
 
 from artfs.errors import (
     BusyError,
-    DeniedError,
     ExistsError,
     ExpiredError,
     FsError,
@@ -22,9 +21,12 @@ from artfs.meta.memory import MemoryEngine
 from artfs.objects.held import HeldObjects
 from artfs.sessions.memory import MemorySessions
 from artfs.settings import Settings, create_store
+from artfs.store import reaper, scopes
 from artfs.store import store as store_module
+from artfs.store.describing import describe
 from artfs.store.opening import memory_store, open_store
-from artfs.store.store import TRASH_KEPT, Store
+from artfs.store.reaper import TRASH_KEPT
+from artfs.store.store import Store
 from artfs.types import ADMIN, Access, NamespaceType, Principal, Scope
 from artfs.volume.catalogue import Namespace
 from artfs.volume.journal import NoJournal
@@ -50,7 +52,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(store_module, "time_ns", made)
+    for module in (store_module, scopes, reaper):
+        monkeypatch.setattr(module, "time_ns", made)
     return made
 
 
@@ -204,12 +207,12 @@ async def test_what_it_holds_is_told_without_opening_it(tmp_path: Path) -> None:
     async with opened(tmp_path / "s") as store:
         made = await store.create_namespace("box", SANDBOX, None, "ws", metadata={"a": 1})
         _write(store.volume(made).tree, b"f", LARGE)
-        assert store.usage(made) == (len(LARGE), 2)
+        assert store.shard.usage(made) == (len(LARGE), 2)
     async with opened(tmp_path / "s") as store:
         found = store.namespace_at("box", "shared", "ws")
-        assert store.usage(found) == (len(LARGE), 2)
+        assert store.shard.usage(found) == (len(LARGE), 2)
         assert store.shard.trees == {}
-        shown = json.loads(json.dumps(store.describe(found)))
+        shown = json.loads(json.dumps(describe(store, found)))
         assert (shown["id"], shown["bytes"], shown["metadata"]) == (made.id, len(LARGE), {"a": 1})
 
 
@@ -220,7 +223,7 @@ async def test_expiry_is_exact(store: Store, clock: Clock) -> None:
     assert made.expires == clock.now + SECOND * 3 // 2
     clock.now = made.expires - 1
     assert store.volume(made) is volume
-    assert await store.reap() == 0
+    assert await store.reaper.reap() == 0
     clock.now += 1
     for look in (
         lambda: store.alive(made),
@@ -235,7 +238,7 @@ async def test_expiry_is_exact(store: Store, clock: Clock) -> None:
     with pytest.raises(ExpiredError):
         await store.clone(volume, "copy")
     told = _watch(store)
-    assert await store.reap() == 1
+    assert await store.reaper.reap() == 1
     assert told == [("gone", "ws"), ("grid", "ws")]
     with pytest.raises(NotFoundError):
         store.namespace_at("box", "shared", "ws")
@@ -246,7 +249,7 @@ async def test_what_expires_does_not_go_to_the_trash(store: Store, clock: Clock)
     made = await store.create_namespace("box", SANDBOX, None, "ws", ttl=1)
     await store.checkpoint(store.volume(made), "one")
     clock.now += SECOND
-    assert await store.reap() == 1
+    assert await store.reaper.reap() == 1
     assert store.catalogue.by_serial == {}
 
 
@@ -298,9 +301,9 @@ async def test_the_trash_is_kept_for_a_day(store: Store, clock: Clock) -> None:
     await store.checkpoint(store.volume(made), "one")
     await store.destroy_namespace(made)
     clock.now += TRASH_KEPT - 1
-    assert await store.reap() == 0
+    assert await store.reaper.reap() == 0
     clock.now += 1
-    assert await store.reap() == 1
+    assert await store.reaper.reap() == 1
     with pytest.raises(NotFoundError):
         await store.undelete_namespace(made.id)
     assert store.shard.engine.serials() == set()
@@ -311,7 +314,7 @@ async def test_its_time_to_live_goes_on_in_the_trash(store: Store, clock: Clock)
     await store.checkpoint(store.volume(made), "one")
     await store.destroy_namespace(made)
     clock.now += 10 * SECOND
-    assert await store.reap() == 1
+    assert await store.reaper.reap() == 1
     assert store.catalogue.by_serial == {}
 
 
@@ -335,7 +338,7 @@ async def test_a_branch_of_a_branch_outlives_both(tmp_path: Path) -> None:
         assert await _content(store, three, b"large") == LARGE
         assert await _content(store, three, b"small") == b"s" * 5000
         assert await _content(store, three, b"mine") == b"of two" * 1000
-        assert store.usage(three) == (len(LARGE) + 5000 + 6000, 4)
+        assert store.shard.usage(three) == (len(LARGE) + 5000 + 6000, 4)
         four = await store.clone(store.volume(three), "four")
         assert await _content(store, four, b"large") == LARGE
 
@@ -439,9 +442,9 @@ async def test_an_expired_session_is_over_before_it_is_reaped(store: Store, cloc
         store.alive(made)
     with pytest.raises(ExpiredError):
         await store.create_namespace("box", SESSION, "s1", "late")
-    assert await store.reap() == 1
+    assert await store.reaper.reap() == 1
     assert store.catalogue.by_serial == {}
-    assert await store.reap() == 0
+    assert await store.reaper.reap() == 0
     with pytest.raises(ExpiredError):  # it stays known as expired
         store.session("box", "s1")
 
@@ -489,16 +492,6 @@ async def test_who_may_enter(store: Store, clock: Clock) -> None:
     clock.now += 5 * SECOND
     assert may(Principal("box", session="s1")) == [none] * 3
     assert may(Principal("box", user="ann")) == [none, write, read]
-
-
-async def test_what_is_not_allowed_is_denied(store: Store) -> None:
-    shared = await store.create_namespace("box", SANDBOX, None, "c")
-    store.require(Principal("box"), shared, Access.READ)
-    store.require(ADMIN, shared, Access.WRITE)
-    with pytest.raises(DeniedError, match="grid/box/shared/c: access denied"):
-        store.require(Principal("box"), shared, Access.WRITE)
-    with pytest.raises(PermissionError):
-        store.require(Principal("other"), shared, Access.READ)
 
 
 async def test_shared_may_be_writable_for_all() -> None:

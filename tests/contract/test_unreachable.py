@@ -4,6 +4,7 @@ call."""
 from __future__ import annotations
 
 import socket
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -79,3 +80,17 @@ async def test_redis_that_is_not_there(nobody: int, monkeypatch: pytest.MonkeyPa
     with pytest.raises(SessionProviderError, match=str(nobody)):
         await SessionManager("box").allocate_session()
     assert time.monotonic() - begun < BOUND
+
+
+@on_both_loops
+async def test_s3_without_the_package_that_it_needs(
+    nobody: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "aioboto3", None)
+    async with ArtifactStore(root=tmp_path / "store") as store:
+        with pytest.raises(ProviderError, match=r"pip install 'artfs\[s3\]'"):
+            await store.create_namespace("blob", "sandbox", provider_type="s3", provider_config={"bucket": "bucket"})
+    other = ArtifactStore(root=tmp_path / "other", storage_provider="s3", bucket="bucket")
+    found = await other.validate_configuration()
+    assert found.overall == "error" and "aioboto3" in str(found.storage.message)
+    await other.close()

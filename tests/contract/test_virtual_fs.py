@@ -7,6 +7,7 @@ import os
 import tracemalloc
 from array import array
 from collections.abc import AsyncIterator, Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,34 @@ async def test_metadata(store: ArtifactStore) -> None:
     assert await vfs.write_file("/document.pdf", b"new")
     assert (await vfs.get_metadata("/document.pdf"))["author"] == "Alice"
     assert await vfs.touch("/empty") and await vfs.read_file("/empty") == b"" and await vfs.touch("/empty")
+
+
+@on_both_loops
+@everywhere
+async def test_what_a_node_tells_of_its_bytes(store: ArtifactStore) -> None:
+    """The hash is there where it is known, and never of other bytes."""
+    vfs = await workspace(store)
+    assert await vfs.write_file("/f", b"x")
+    kind = await vfs.get_provider_name()
+    for path in ("/f", "/", "/.workspace"):
+        info = await vfs.get_node_info(path)
+        assert info is not None and (info.provider, info.sha256) == (kind, None)
+    data = b"content" * 1000
+    for id in (await store.store(data, mime="text/plain"), await store.store(data * 1000)):
+        blob = store.get_namespace_vfs(id)
+        info = await blob.get_node_info("/_data")
+        assert info is not None
+        assert info.sha256 == sha256(await store.retrieve(id)).hexdigest()
+        assert (await blob.get_metadata("/_data"))["sha256"] == info.sha256
+        assert (await blob.get_node_info("/")).sha256 is None  # type: ignore[union-attr]
+        await store.update_file(id, data=b"other")
+        info = await blob.get_node_info("/_data")
+        assert info is not None and info.sha256 == sha256(b"other").hexdigest()
+        for other in (b"third", b"again", b"moved"):  # as long as what is known, and within a tick of the clock
+            await store.write_namespace(id, other)
+            info = await blob.get_node_info("/_data")
+            assert info is not None and info.sha256 is None
+            assert (await store.metadata(id)).sha256 is None
 
 
 @on_both_loops

@@ -16,6 +16,7 @@ from tests.mounting import Mounted, mounted
 
 pytestmark = [
     pytest.mark.fuse,
+    pytest.mark.alone,
     pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one processor"),
     pytest.mark.skipif(os.geteuid() != 0, reason="without privileges a thread cannot leave SCHED_IDLE"),
 ]

@@ -21,7 +21,7 @@ from tests.fuse.tools import command
 from tests.mounting import Mounted, mounted
 from tests.posix.calls import DirStream
 
-pytestmark = [pytest.mark.fuse, pytest.mark.slow]
+pytestmark = [pytest.mark.fuse, pytest.mark.slow, pytest.mark.alone]
 
 MANY = 100_000
 PER_FOLDER = 1000

@@ -11,7 +11,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -42,8 +42,11 @@ class SmallDisk:
         return found.f_bavail * found.f_frsize
 
     def fill(self, left: int = 0) -> None:
+        """Whatever the store writes meanwhile."""
         with opened(self.filler, os.O_RDWR | os.O_CREAT) as fd:
-            os.posix_fallocate(fd, os.fstat(fd).st_size, self.free() - left)
+            while (room := self.free() - left) > 0:
+                with suppress(OSError):
+                    os.posix_fallocate(fd, os.fstat(fd).st_size, room)
 
     def drain(self) -> None:
         self.filler.unlink()

@@ -290,7 +290,7 @@ def call_write(mount: Mounted, path: str, content: bytes) -> Any:
     """Write a file through the store's calls: a handle belongs to its connection."""
     import trio
 
-    from artfs.store.service import connect
+    from artfs.store.connecting import connect
 
     async def work() -> Any:
         async with connect(mount.root, "test") as caller:

@@ -305,6 +305,7 @@ def churn(folder: Path, start: int, count: int) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_an_aged_volume_is_as_fast_as_a_fresh_one(tmp_path: Path) -> None:
     with mounted(tmp_path / "old") as old:
         aged = old.workspace("w")
@@ -362,11 +363,30 @@ def test_a_directory_is_listed_while_another_program_empties_it(workspace: Path)
     assert set(os.listdir(workspace)) == staying
 
 
-def test_a_chown_of_nothing_keeps_the_bits(workspace: Path) -> None:
+def test_a_chown_of_nothing_clears_the_bits(workspace: Path) -> None:
+    """The kernel sends it as a new ctime alone; what else makes one, or writes times back, keeps them."""
     file = workspace / "f"
-    file.touch()
+    file.write_bytes(b"x")
     file.chmod(0o6775)
-    os.chown(file, -1, -1)
+    os.link(file, workspace / "g")
+    os.unlink(workspace / "g")
+    os.rename(file, workspace / "g")
+    os.rename(workspace / "g", file)
+    os.setxattr(file, "user.a", b"1")
+    os.utime(file, ns=(1, 1))
+    with file.open("rb") as opened:
+        os.fsync(opened)
+    os.sync()
     assert file.stat().st_mode == 0o106775
-    os.chown(file, 0, -1)
+    os.chown(file, -1, -1)
     assert file.stat().st_mode == 0o100775
+    file.chmod(0o6755)
+    fd = os.open(file, os.O_RDONLY)
+    os.fchown(fd, -1, -1)
+    os.close(fd)
+    assert file.stat().st_mode == 0o100755
+    folder = workspace / "d"
+    folder.mkdir()
+    folder.chmod(0o2775)
+    os.chown(folder, -1, -1)
+    assert folder.stat().st_mode == 0o042775

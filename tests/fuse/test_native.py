@@ -585,6 +585,41 @@ def test_a_short_file_is_an_error_not_zeros(toy: Toy, backing: tuple[Path, bytes
     assert toy.process.poll() is None
 
 
+def test_write_all_writes_all_of_it_wherever_it_begins(tmp_path: Path) -> None:
+    assert native is not None
+    data = os.urandom(10_000)
+    fd = os.open(tmp_path / "f", os.O_RDWR | os.O_CREAT)
+    try:
+        for at, buffer in ((0, data), (777, memoryview(data)), (5, b""), (4096, data[:1])):
+            native.write_all(fd, buffer, at, 1000)
+            assert os.pread(fd, len(buffer), at) == buffer
+        assert os.fstat(fd).st_size == 10_777
+        with pytest.raises(OSError, match="Invalid argument"):
+            native.write_all(fd, data, 0, 0)
+    finally:
+        os.close(fd)
+    with Path("/dev/full").open("wb") as full, pytest.raises(OSError, match="No space left"):
+        native.write_all(full.fileno(), data, 0, 1000)
+
+
+def test_write_all_from_many_threads(tmp_path: Path) -> None:
+    assert native is not None
+    parts = [os.urandom(300_000) for _ in range(8)]
+    fd = os.open(tmp_path / "f", os.O_RDWR | os.O_CREAT)
+    try:
+        threads = [
+            threading.Thread(target=native.write_all, args=(fd, part, i * 300_000, 64 << 10))
+            for i, part in enumerate(parts)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert os.pread(fd, 8 * 300_000, 0) == b"".join(parts)
+    finally:
+        os.close(fd)
+
+
 def test_syncs_keep_their_order_and_block_nobody(tmp_path: Path) -> None:
     """The first sync is slow, of a file on a second mount; later, quick ones are not answered before it."""
     with mounted(tmp_path / "slow") as slow, mounted(tmp_path / "toy") as toy:

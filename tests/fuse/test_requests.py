@@ -21,7 +21,7 @@ import pytest
 from artfs.fuse.native import Opcode
 from tests.mounting import Mounted, mounted
 
-pytestmark = pytest.mark.fuse
+pytestmark = [pytest.mark.fuse, pytest.mark.alone]
 
 MORE_NAMES = {12: "RENAME", 52: "STATX", 53: "COPY_FILE_RANGE"}
 """Of opcodes that the extension folds into others: linux/fuse.h."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import trio
 
-from artfs.store.service import connect
+from artfs.store.connecting import connect
 from tests.mounting import Mounted
 
 GRACE = 5.0

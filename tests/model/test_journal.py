@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from artfs.errors import DamagedError, NoSpaceError
 from artfs.volume import journal as journals
-from artfs.volume.journal import LARGEST, RECORD, SKIP, ZERO, Journal, entries
+from artfs.volume.journal import LARGEST, RECORD, SKIP, TOGETHER, ZERO, Journal, entries
 
 MIB = 1 << 20
 SIZE = 8 * MIB
@@ -63,14 +64,22 @@ def test_the_file_is_full_of_zeros_so_that_fdatasync_writes_data_alone(path: Pat
     journal.close()
 
 
-def test_it_wraps_around_many_times(path: Path) -> None:
-    """Each lap ends elsewhere, so that the end of the ring is skipped with room for a header and without."""
+@pytest.mark.parametrize("together", [0, 1, 2, 20])
+def test_it_wraps_around_many_times(path: Path, together: int) -> None:
+    """Each lap ends elsewhere, so that the end of the ring is skipped with room for a header and without.  So many
+    records are written together."""
     journal, state = started(path)
     kept: list[tuple[int, bytes, bytes]] = []
     for i in range(1, 800):
         record = (i, b"r" * (1 + i % 900), b"d" * (i * 977 % 65_536))
+        if together and i % together == 0:
+            journal.hold()
         journal.append(*record)
         kept.append(record)
+        if together and i % together == together - 1:
+            journal.release()
+        if together and i % 40 == 0:
+            journal.release()
         if i % 40 == 0:
             again = open_at(path, state)
             assert list(again.replay()) == kept
@@ -79,6 +88,35 @@ def test_it_wraps_around_many_times(path: Path) -> None:
             journal.free(journal.position)
             state, kept = journal.state(), []
     assert journal.position > 2 * SIZE
+    journal.close()
+
+
+def test_records_that_are_written_together_take_few_writes(path: Path) -> None:
+    alone, state = started(path)
+    wanted = [(serial, b"entries %d" % serial, bytes(serial)) for serial in range(1, 1000)]
+    for record in wanted:
+        alone.append(*record)
+    alone.close()
+    bytes_alone = path.read_bytes()
+    path.write_bytes(bytes(SIZE))
+    journal = open_at(path, state)
+    writes: list[int] = []
+
+    def pwritev(fd: int, parts: Sequence[bytes | memoryview], at: int) -> int:
+        writes.append(at)
+        return os.pwritev(fd, parts, at)
+
+    journal.pwritev = pwritev
+    journal.hold()
+    for record in wanted:
+        journal.append(*record)
+    journal.release()
+    journal.release()
+    assert len(writes) == -(-journal.position // TOGETHER)
+    assert path.read_bytes() == bytes_alone
+    assert journal.state() == alone.state()
+    journal.append(1, b"alone again")
+    assert writes[-1] == alone.position
     journal.close()
 
 

@@ -179,9 +179,7 @@ class TreeRun:
         return f"chmod {path} {mode:o}", lambda root: os.chmod(root / path, mode)
 
     def chown(self) -> tuple[str, Operation]:
-        path, owner, group = self.path(), self.random.choice((-1, 0, 7)), self.random.choice((0, 8))
-        if owner >= 0:  # with neither, a mount keeps the set-id bits that tmpfs clears (docs/semantics.md)
-            group = self.random.choice((-1, group))
+        path, owner, group = self.path(), self.random.choice((-1, 0, 7)), self.random.choice((-1, 0, 8))
         return f"lchown {path} {owner} {group}", lambda root: os.lchown(root / path, owner, group)
 
     def truncate(self) -> tuple[str, Operation]:

@@ -11,7 +11,7 @@ import pytest
 from artfs import AccessDeniedError, ArtifactExpiredError, ArtifactStore, NamespaceType, SessionError, StorageScope
 from artfs.config import configure_filesystem, configure_memory
 from tests.contract.loops import on_both_loops
-from tests.seeds.claims import SOON, blob, owned, store, two_sessions, workspace
+from tests.seeds.claims import SOON, blob, owned, put, store, two_sessions, workspace
 
 __all__ = ["owned", "store"]
 BLOB, WORKSPACE = NamespaceType.BLOB, NamespaceType.WORKSPACE
@@ -290,6 +290,32 @@ async def test_a_provider_for_each_scope(tmp_path: Path, monkeypatch: pytest.Mon
         temporary = await store.create_namespace(type=BLOB)
         kept = await store.create_namespace(type=BLOB, scope=USER, user_id="alice")
     assert (temporary.provider_type, kept.provider_type) == ("vfs-memory", "vfs-filesystem")
+
+
+@on_both_loops
+@pytest.mark.parametrize("provider", ["vfs-filesystem", "vfs-sqlite"])
+@pytest.mark.parametrize("by", ["argument", "variable"])
+async def test_what_a_scope_keeps_outlives_a_store_in_memory(
+    provider: str, by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARTIFACT_FS_ROOT", str(tmp_path / "files"))
+    monkeypatch.setenv("ARTIFACT_SQLITE_PATH", str(tmp_path / "one.db"))
+    if by == "variable":
+        monkeypatch.setenv("ARTIFACT_PROVIDER_USER", provider)
+    arguments: dict[str, Any] = {"providers": {"user": provider}} if by == "argument" else {}
+    async with ArtifactStore(**arguments) as store:
+        assert (store.storage_provider, store.sandbox_id) == ("vfs-memory", "default")
+        kept = await store.create_namespace(type=BLOB, scope=USER, user_id="alice")
+        await store.write_namespace(kept.namespace_id, b"kept")
+        artifact = await put(store, user_id="alice", scope="user")
+        brief = await put(store)
+        found = [(await store.metadata(made)).storage_provider for made in (artifact, brief)]
+        assert [kept.provider_type, *found] == [provider, provider, "vfs-memory"]
+    async with ArtifactStore(**arguments) as store:
+        assert await store.read_namespace(kept.namespace_id, user_id="alice") == b"kept"
+        assert await store.retrieve(artifact) == b"data"
+        assert {found.artifact_id for found in await store.search(user_id="alice")} >= {artifact}
+        assert {info.namespace_id for info in store.list_namespaces()} >= {kept.namespace_id, artifact}
 
 
 @on_both_loops

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from artfs.access import RULES, Relation, access, may_see_sandbox, relation, visible_scopes
+from artfs.access import RULES, Relation, access, relation
 from artfs.errors import ExpiredError, InvalidError
 from artfs.types import ADMIN, Access, Principal, Scope
 
@@ -59,24 +59,6 @@ def test_the_table_reaches_every_rule() -> None:
     }
     assert reached == {(scope, near) for scope, row in RULES.items() for near in row}
     assert all(row[Relation.STRANGER] is Access.NONE for row in RULES.values())
-
-
-@pytest.mark.parametrize(("principal", "letters"), TABLE.items(), ids=str)
-def test_listings_show_what_may_be_entered(principal: Principal, letters: str) -> None:
-    keys = [(scope, owner and owner.removeprefix("sess-")) for scope, owner in TARGETS]
-    enterable = {key for key, letter in zip(keys, letters, strict=True) if letter != "-"}
-    shown = visible_scopes(principal, "web", TARGETS, session_owner=OWNERS.__getitem__)
-    assert len(shown) == len(set(shown))
-    assert enterable <= set(shown)
-    assert may_see_sandbox(principal, "web") == bool(shown)
-    for scope, owner in shown:
-        near = access(principal, "web", scope, owner, session_owner=OWNERS.__getitem__)
-        assert near is not Access.NONE
-
-
-def test_own_scopes_are_listed_though_empty() -> None:
-    shown = visible_scopes(Principal("web", session="sess-s1"), "web", [], session_owner=OWNERS.__getitem__)
-    assert shown == [(SANDBOX, None), (USER, "ann"), (SESSION, "s1")]
 
 
 def test_another_sandbox_s_sessions_are_never_asked_about() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from artfs.errors import DeniedError, InvalidError, NotFoundError, UnavailableError
-from artfs.objects.keys import key_id, load_key, new_key
+from artfs.objects.keys import key_id, load_key
 
 KEY = bytes(range(220, 252))
 TEXTS = [KEY.hex(), KEY.hex().upper(), base64.b64encode(KEY).decode(), base64.urlsafe_b64encode(KEY).decode()]
@@ -87,5 +87,3 @@ def test_a_program_that_hangs(tmp_path: Path) -> None:
 def test_an_id_tells_keys_apart_and_is_fixed() -> None:
     assert key_id(bytes(32)) == "f5f7d887383c9fbf"
     assert len({key_id(os.urandom(32)) for _ in range(100)}) == 100
-    assert len({new_key() for _ in range(100)}) == 100
-    assert len(new_key()) == 32

@@ -20,7 +20,7 @@ PROGRAMS = ("artfs", "mountd")
 LAYERS = [
     "artfs.errors artfs.types",
     "artfs.exceptions artfs.models",
-    "artfs.grid artfs.blocks artfs.root artfs.aio artfs.loop",
+    "artfs.grid artfs.blocks artfs.root artfs.durable artfs.together artfs.aio artfs.loop",
     "artfs.access artfs.settings",
     "artfs.access_control",
     "artfs.meta artfs.objects artfs.sessions",

@@ -147,7 +147,9 @@ async def test_a_stream_stays_the_caller_s() -> None:
     request = StreamUploadRequest(data_stream=stream, mime="text/plain", summary="s", user_id="ann")
     assert request.data_stream is stream
     assert [chunk async for chunk in request.data_stream] == [b"x"]
-    assert BatchStoreItem(data=b"").data == b""
+    assert BatchStoreItem(data=b"", summary="").data == b""
+    with pytest.raises(ValidationError, match="summary"):
+        BatchStoreItem(data=b"x")  # type: ignore[call-arg]
 
 
 def test_session_metadata() -> None:

@@ -164,6 +164,11 @@ def test_type_checkers_know_the_same_names() -> None:
     assert set(artfs.__all__) <= set(dir(artfs))
 
 
+@pytest.mark.parametrize(("module", "name"), [("artfs.types", "NamespaceInfo"), ("artfs.sessions", "SessionManager")])
+def test_names_that_are_loaded_later_are_told(module: str, name: str) -> None:
+    assert name in dir(import_module(module))
+
+
 def test_type_checkers_know_the_path_api() -> None:
     stub = ast.parse((ROOT / "artfs" / "vfs" / "__init__.pyi").read_text())
     known = {alias.name for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names}

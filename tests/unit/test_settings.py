@@ -40,6 +40,26 @@ def test_a_store_is_made_once_and_read_again(tmp_path: Path) -> None:
     assert load_settings(root, {}).block_size == 1 << 18
 
 
+@pytest.mark.parametrize("names", [["notes.txt"], ["meta.db", "journal", "objects"], list("abcdef")])
+def test_a_directory_of_others_does_not_become_a_store(tmp_path: Path, names: list[str]) -> None:
+    for name in (*names, "lost+found"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(InvalidError, match=r"is no store, and not empty \(") as error:
+        create_store(tmp_path)
+    assert sorted(names)[0] in str(error.value) and "lost+found" not in str(error.value)
+    assert {path.name for path in tmp_path.iterdir()} == {*names, "lost+found"}
+
+
+def test_a_directory_that_is_prepared_becomes_one(tmp_path: Path) -> None:
+    for name in ("lost+found", ".snapshot", ".gitkeep"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "config.toml").write_text("commit_interval = 0.5\n")
+    create_store(tmp_path / "bucket")  # as the Python API has it below the default root
+    (tmp_path / "sessions.db").touch()
+    assert create_store(tmp_path) == read_store(tmp_path)
+    assert load_settings(tmp_path, {}).commit_interval == 0.5
+
+
 def test_one_of_many_makers_wins(tmp_path: Path) -> None:
     made: list[str] = []
 
@@ -211,6 +231,10 @@ def test_find_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_root(None, {}) == find_root(None, {"ARTFS_ROOT": ""}) == tmp_path / ".local/share/artfs"
     with pytest.raises(InvalidError, match="cannot be empty"):
         find_root("", env)
+    (tmp_path / "one.db").write_bytes(b"")
+    assert find_root("~/one.db", env) == tmp_path / "one.db"
+    (tmp_path / "one.db-artfs").mkdir()
+    assert find_root("~/one.db", env) == find_root("one.db-artfs", env) == tmp_path / "one.db-artfs"
 
 
 def test_parse_principal() -> None:

@@ -21,6 +21,7 @@ from typing import Any
 
 import apsw
 
+from artfs.durable import sync_directory
 from artfs.errors import (
     ArtfsError,
     DamagedError,
@@ -77,7 +78,7 @@ class Database:
             self._reader = opened[1]
             self._configure(self._reader)
             self._cursor = self._reader.cursor()
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
         except BaseException as error:
             failure = self._failure(error, opened[0] if opened else None)
             for connection in opened:
@@ -248,11 +249,3 @@ class Database:
         with self.lock, self._reading:
             self._reader.close(True)
             self.writer.close(True)
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -22,7 +22,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from struct import Struct
@@ -30,6 +30,7 @@ from struct import Struct
 import apsw
 
 from artfs.errors import ArtfsError, DamagedError, NoSpaceError, NotFoundError, UnavailableError
+from artfs.meta.schema import VERSIONED_TABLES
 
 BUSY_MS = 5_000
 TRIES = 10_000
@@ -201,6 +202,23 @@ class Restoring:
         if self._fd >= 0:
             os.close(self._fd)  # no connection is open: there are no locks to lose
             self._fd = -1
+
+
+def transplant(path: Path, source: Path, serials: Iterable[int]) -> None:
+    """In the database `path` these namespaces have the rows and checkpoints that they have in `source`; all of them, or
+    nothing is done.  Errors: DamagedError, NoSpaceError, UnavailableError."""
+    with _errors(path):
+        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+        try:
+            connection.execute("ATTACH ? AS source", (str(source),))
+            with connection:
+                for table in VERSIONED_TABLES:
+                    for serial in serials:
+                        connection.execute(f"DELETE FROM main.{table} WHERE serial = ?", (serial,))
+                        rows = f"SELECT * FROM source.{table} WHERE serial = ?"
+                        connection.execute(f"INSERT INTO main.{table} {rows}", (serial,))
+        finally:
+            connection.close(True)
 
 
 def _wait(tries: int) -> bool:

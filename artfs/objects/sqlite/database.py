@@ -18,6 +18,7 @@ from typing import Any
 
 import apsw
 
+from artfs.durable import sync_directory
 from artfs.errors import (
     ArtfsError,
     DamagedError,
@@ -82,7 +83,7 @@ class ObjectFile:
                 writer = self._connect(create=True)
                 try:
                     self._prepare(writer)
-                    _sync(self.path.parent)
+                    sync_directory(self.path.parent)
                     self._file = self._on_disk()
                 except BaseException:
                     writer.close()
@@ -232,11 +233,3 @@ class ObjectFile:
             if self._writer is not None:
                 self._writer.close(True)
                 self._writer = None
-
-
-def _sync(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -8,11 +8,11 @@ from typing import Any
 
 from artfs.exceptions import ArtifactStoreError
 from artfs.models import BatchStoreItem
-from artfs.store.operations.making import LEFT_OUT, check_data, digest
+from artfs.store.operations.making import LEFT_OUT, check_data, digest, words
 from artfs.store.operations.streams import LARGE, StreamOperations
 from artfs.store.public_errors import InvalidArgumentError
 from artfs.types import StorageScope
-from artfs.volume.shard import SMALL
+from artfs.volume.trees import SMALL
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class BatchOperations(StreamOperations):
         prepared: list[tuple[int, dict[str, Any], bytes]] = []
         for index, item in enumerate(items):
             try:
-                prepared.append((index, *self._item(index, item, common)))
+                prepared.append((index, *self._item(index, item, common["own"]["provider"])))
             except (ArtifactStoreError, ValueError, TypeError) as error:
                 _failed(index, error)
         shared = {name: common[name] for name in ("ttl", "scope", "provider")}
@@ -71,9 +71,7 @@ class BatchOperations(StreamOperations):
                     _failed(index, result["error"])
         return ids
 
-    def _item(
-        self, index: int, item: BatchStoreItem | Mapping[str, Any], common: Mapping[str, Any]
-    ) -> tuple[dict[str, Any], bytes]:
+    def _item(self, index: int, item: BatchStoreItem | Mapping[str, Any], kind: str) -> tuple[dict[str, Any], bytes]:
         if not isinstance(item, BatchStoreItem | Mapping):
             raise InvalidArgumentError(
                 f"an item of a batch is a BatchStoreItem or a mapping, not {type(item).__name__}"
@@ -83,19 +81,17 @@ class BatchOperations(StreamOperations):
         unknown = given.keys() - NAMES
         if unknown:
             raise InvalidArgumentError(f"an item of a batch has no {', '.join(sorted(unknown))}")
-        described = self._described(
+        own, meta = words(
+            kind,
             mime=given.get("mime"),
             summary=given.get("summary") or "",
             filename=given.get("filename"),
             meta=given.get("meta"),
-            ttl=common["ttl"],
-            scope=common["scope"],
-            user_id="-",
         )
-        own = {**described["own"], "batch_operation": True, "batch_index": index}
+        own["batch_operation"], own["batch_index"] = True, index
         if len(data) <= SMALL:
             own["sha256"] = digest(data)
-        return {"own": own, "meta": described["meta"], "size": len(data)}, data
+        return {"own": own, "meta": meta, "size": len(data)}, data
 
 
 def _groups(

@@ -12,7 +12,7 @@ from artfs.store.operations.streams import StreamOperations
 from artfs.store.operations.transfer import decoded, encoded
 from artfs.store.public_errors import InvalidArgumentError
 from artfs.types import DEFAULT_TTL, StorageScope
-from artfs.volume.shard import SMALL
+from artfs.volume.trees import SMALL
 
 
 class CoreStorageOperations(StreamOperations):

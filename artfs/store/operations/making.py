@@ -53,17 +53,11 @@ class Making(Operations):
         if place is Scope.USER and user_id is None and store._bound is None:
             raise InvalidArgumentError("user_id is required: user_id required for USER scope")
         home = store._home(place, None, None)
+        own, meta = words(home["provider_type"], mime=mime, summary=summary, filename=filename, meta=meta)
         try:
-            filename = check_filename(filename)
-            own = {
-                "mime": check_mime(mime, filename),
-                "summary": check_text("summary", summary),
-                "filename": filename,
-                "provider": home["provider_type"],
-            }
             return {
                 "own": own,
-                "meta": check_meta(meta),
+                "meta": meta,
                 "ttl": default_ttl(place) if ttl is LEFT_OUT else check_ttl(ttl),
                 "scope": str(place),
                 "provider": home["provider"],
@@ -76,15 +70,16 @@ class Making(Operations):
         view this is the trusted owner's call, and says whose the thing is to be; in a view it is checked."""
         store: ArtifactStore = self._store
         named = session_id is not None or (store._bound is not None and store._bound["session"] is not None)
-        session = await store._session_for(session_id, user_id)
+        life = arguments.get("ttl") if arguments.get("scope") == Scope.SESSION else None
+        session = await store._session_for(session_id, user_id, life)
         who = {} if store._bound is None else {"session_id": session_id, "user_id": user_id}
         try:
             return await store._call(method, session=session, user=user_id, **who, **arguments)
         except SessionError:
             if named:
                 raise
-        store._own_sessions.pop(user_id or (store._bound or {}).get("user"), None)
-        session = await store._session_for(session_id, user_id)
+        store._session_ended(session)
+        session = await store._session_for(session_id, user_id, life)
         return await store._call(method, session=session, user=user_id, **who, **arguments)
 
     def _changes(
@@ -114,6 +109,23 @@ class Making(Operations):
         except ArtfsError as error:
             raise public(error) from error
         return changes
+
+
+def words(
+    kind: str, *, mime: str | None, summary: str, filename: str | None, meta: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(`own`, `meta`) of an artifact that goes to a provider of that kind.  Errors: InvalidArgumentError."""
+    try:
+        filename = check_filename(filename)
+        own = {
+            "mime": check_mime(mime, filename),
+            "summary": check_text("summary", summary),
+            "filename": filename,
+            "provider": kind,
+        }
+        return own, check_meta(meta)
+    except ArtfsError as error:
+        raise public(error) from error
 
 
 def check_id(id: str) -> str:

@@ -29,12 +29,19 @@ class MetadataOperations(Making):
 
     async def exists(self, artifact_id: str, *, user_id: str | None = None, session_id: str | None = None) -> bool:
         """Whether the caller can read it."""
+        store = self._store
         try:
-            found: bool = await self._store._call(
+            found: bool = await store._call(
                 "api_artifact_exists", id=check_id(artifact_id), session_id=session_id, user_id=user_id
             )
         except ArtifactNotFoundError:  # it is to be uploaded
             return False
+        if not found and store._elsewhere:
+            who = store._who(session_id, user_id)
+            try:
+                return await store._elsewhere.exists({"id": artifact_id, "who": who, "sandbox": store.sandbox_id})
+            except ArtfsError as error:
+                raise public(error) from error
         return found
 
     async def delete(self, artifact_id: str, *, user_id: str | None = None, session_id: str | None = None) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from artfs.errors import ArtfsError, InvalidError
@@ -64,13 +63,16 @@ class NamespaceOperations(Operations):
         if scope is StorageScope.USER and user_id is None and session_id is None and store._bound is None:
             raise InvalidArgumentError("user_id required for USER scope")
         who = {"session_id": session_id, "user_id": user_id}
+        if scope is StorageScope.SANDBOX and store._bound is None:  # who makes it, not what they may do
+            who = {"session_id": None, "user_id": None}
+            arguments["session"] = session_id
         kind = store._scope_kinds.get(scope) if provider_type is None else provider_type
         other = None if kind is None else self._other(kind, provider_config)
         if other is not None:
             return NamespaceInfo(**await self._create_elsewhere(other, scope, arguments, who))
         arguments |= self._home(scope, provider_type, provider_config)
         if scope is StorageScope.SESSION:
-            made = await store._call_in_session("api_create", **who, **arguments)
+            made = await store._call_in_session("api_create", life=arguments["ttl_seconds"], **who, **arguments)
         else:
             made = await store._call("api_create", **who, **arguments)
         return NamespaceInfo(**made)
@@ -86,18 +88,16 @@ class NamespaceOperations(Operations):
     ) -> dict[str, Any]:
         """In the store that the provider gives, with the session that it belongs to."""
         store = self._store
-        handle = store._elsewhere.at(place)
-        arguments |= {"provider": place.home, "provider_type": place.kind, "who": store._who(**who)}
+        arguments |= {"provider": place.home, "provider_type": place.kind, "who": store._who(**who), "session": None}
         try:
             if scope is StorageScope.SESSION:
-                session = await store._call("api_session_info", id=await store._session_for(**who))
-                left = datetime.fromisoformat(session["expires_at"]) - datetime.now(UTC)
+                session = await store._call(
+                    "api_session_info", id=await store._session_for(**who, life=arguments["ttl_seconds"])
+                )
                 arguments["session"] = session["session_id"]
-                await store._elsewhere.in_session(handle, session, left.total_seconds(), store.sandbox_id)
-            made: dict[str, Any] = await handle.do("api_create", sandbox=store.sandbox_id, **arguments)
+            return await store._elsewhere.make(place, {**arguments, "sandbox": store.sandbox_id})
         except ArtfsError as error:
             raise public(error) from error
-        return made
 
     def _home(self, scope: StorageScope, provider_type: str | None, config: Mapping[str, Any] | None) -> dict[str, Any]:
         """Where the bytes of a new namespace go, as `api_create` takes it."""

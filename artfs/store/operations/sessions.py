@@ -69,13 +69,13 @@ class SessionOperations(Operations):
     async def delete_session(self, session_id: str) -> bool:
         """End it now, with all that is in its scope; whether it was live."""
         found = await self._found("api_session_delete", session_id)
-        for user, own in list(self._store._own_sessions.items()):
-            if found is not None and own == found["session_id"]:
-                del self._store._own_sessions[user]
+        if found is not None:
+            self._store._session_ended(found["session_id"])
         return found is not None
 
     async def cleanup_expired_sessions(self) -> int:
-        """Delete what has expired by now; how many sessions and namespaces that were."""
+        """Delete what has expired by now; how many sessions and namespaces that were, with those that the store's owner
+        deleted by itself since the last time."""
         return int(await self._store._call("api_cleanup"))
 
     async def _found(self, method: str, session_id: str, **arguments: Any) -> dict[str, Any] | None:

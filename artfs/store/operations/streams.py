@@ -1,16 +1,19 @@
 """Artifacts of any size, in constant memory: streams, and whole ones that are too large for one call.
 
-A source is read `GATHER` bytes ahead of what is hashed in a thread while it is written.  Whatever goes wrong, the
-source's failure and cancellation included, nothing is left of a stream that did not end.
+What a source gives is gathered, hashed in a thread, and written on the stores' loop, all at once: up to `AHEAD` bytes
+are on their way while more is gathered.  Whatever goes wrong, the source's failure and cancellation included, nothing
+is left of a stream that did not end.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections import deque
 from collections.abc import AsyncIterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import sha256
 from mmap import mmap
+from threading import Lock
 from typing import Any
 
 import anyio
@@ -22,6 +25,7 @@ from artfs.store.operations.making import LEFT_OUT, Making, checked
 from artfs.store.public_errors import InvalidArgumentError
 
 GATHER = 4 << 20
+AHEAD = 2 * GATHER
 _hashing = ThreadPoolExecutor(2, "artfs-hash")
 
 
@@ -61,7 +65,7 @@ class StreamOperations(Making):
         self, data: bytes, session_id: str | None, user_id: str | None, arguments: Mapping[str, Any]
     ) -> str:
         handle = await self._made("api_artifact_begin", session_id=session_id, user_id=user_id, **arguments)
-        made = await _Upload(self, handle, len(data), None).run(_sliced(data))
+        made = await _Upload(self, handle, len(data), None).run(_whole(data))
         return str(made["artifact_id"])
 
     async def _rewrite(
@@ -70,7 +74,7 @@ class StreamOperations(Making):
         handle = await self._store._call(
             "api_artifact_rewrite", id=id, changes=changes, session_id=session_id, user_id=user_id
         )
-        await _Upload(self, handle, len(data), None).run(_sliced(data))
+        await _Upload(self, handle, len(data), None).run(_whole(data))
 
     async def _all_of(self, opened: Mapping[str, Any]) -> bytes:
         """What a handle reads."""
@@ -99,8 +103,42 @@ class StreamOperations(Making):
 LARGE = 16 << 20
 
 
+class _Digest:
+    """SHA-256 of what it is given, in that order, by one thread at a time."""
+
+    def __init__(self) -> None:
+        self._hash = sha256()
+        self._todo: deque[tuple[bytes | memoryview, Future[None]]] = deque()
+        self._working = False
+        self._lock = Lock()
+
+    def add(self, data: bytes | memoryview) -> Job[None]:
+        done: Future[None] = Future()
+        with self._lock:
+            self._todo.append((data, done))
+            begin, self._working = not self._working, True
+        if begin:
+            _hashing.submit(self._work)
+        return Job(done, bool)
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._todo:
+                    self._working = False
+                    return
+                data, done = self._todo.popleft()
+            self._hash.update(data)
+            done.set_result(None)
+
+    def hexdigest(self) -> str:
+        """REQUIRES: all is done."""
+        return self._hash.hexdigest()
+
+
 class _Upload:
-    """What is gathered is copied into one of two buffers, while the other one is hashed and written."""
+    """What comes in small pieces is copied into one of a few buffers.  Parts are `(hashing, writing, size, buffer)`,
+    the oldest first; each begins to be written when the one before it is."""
 
     def __init__(
         self, operations: StreamOperations, handle: int, length: int | None, progress: Progress | None
@@ -110,10 +148,12 @@ class _Upload:
         self.length = length
         self.progress = progress
         self.done = 0
-        self._hash = sha256()
-        self._jobs: list[Job[Any]] = []
+        self._digest = _Digest()
+        self._parts: deque[tuple[Job[None], Job[None], int, mmap | None]] = deque()
+        self._ahead = 0
         # Anonymous memory costs what is used of it.
-        self._buffer, self._other = mmap(-1, GATHER), mmap(-1, GATHER)
+        self._buffer = mmap(-1, GATHER)
+        self._spare: list[mmap] = []
         self._filled = 0
 
     async def run(self, source: AsyncIterator[Any]) -> dict[str, Any]:
@@ -125,55 +165,69 @@ class _Upload:
                 self.done += len(data)
                 if self.length is not None and self.done > self.length:
                     raise InvalidArgumentError(f"the stream has more bytes than content_length, {self.length}")
-                await self._take(data)
-                if self.done != self.length:
+                end = self._filled + len(data)
+                if end <= GATHER:
+                    self._buffer[self._filled : end] = data
+                    self._filled = end
+                else:
+                    await self._take(data)
+                if self.progress is not None and self.done != self.length:
                     await report(self.progress, self.done, self.length)
             if self.length is not None and self.done != self.length:
                 raise InvalidArgumentError(f"the stream has {self.done} bytes, content_length says {self.length}")
             await self._flush()
-            await self._settled()
+            while self._parts:
+                await self._settled()
             made: dict[str, Any] = await self.operations._store._call(
-                "api_artifact_end", handle=self.handle, sha256=self._hash.hexdigest()
+                "api_artifact_end", handle=self.handle, sha256=self._digest.hexdigest()
             )
         except BaseException:
-            for job in self._jobs:
-                await job.drop()
+            for _, writing, _, _ in reversed(self._parts):
+                await writing.drop()
             await self.operations._let_go(self.handle)
             raise
         await report(self.progress, self.done, self.done)
         return made
 
     async def _take(self, data: bytes) -> None:
-        end = self._filled + len(data)
-        if end > GATHER:
-            await self._flush()
-            end = len(data)
-        if end <= GATHER:
-            self._buffer[self._filled : end] = data
-            self._filled = end
+        """What the buffer has no room for."""
+        await self._flush()
+        if len(data) <= GATHER:
+            self._buffer[: len(data)] = data
+            self._filled = len(data)
             return
+        whole = memoryview(data)
         for at in range(0, len(data), LARGE):
-            await self._send(data if len(data) <= LARGE else data[at : at + LARGE])
+            await self._send(whole[at : at + LARGE], None)
 
     async def _flush(self) -> None:
         if self._filled:
-            await self._send(memoryview(self._buffer)[: self._filled])
-            # The other one has been written by now.
-            self._buffer, self._other = self._other, self._buffer
+            await self._send(memoryview(self._buffer)[: self._filled], self._buffer)
+            self._buffer = self._spare.pop() if self._spare else mmap(-1, GATHER)
             self._filled = 0
 
-    async def _send(self, data: bytes | memoryview) -> None:
-        """Begin to write it, once what was sent before is written."""
-        await self._settled()
-        self._jobs = [
-            Job(_hashing.submit(self._hash.update, data), bool),
-            LOOP.begin(self.operations._store._call, "api_artifact_part", handle=self.handle, data=data),
-        ]
+    async def _send(self, data: memoryview, buffer: mmap | None) -> None:
+        """Begin to hash and to write it; `buffer`: what it lies in."""
+        while self._parts and self._ahead + len(data) > AHEAD:
+            await self._settled()
+        before = self._parts[-1][1] if self._parts else None
+        self._parts.append((self._digest.add(data), LOOP.begin(self._write, before, data), len(data), buffer))
+        self._ahead += len(data)
+
+    async def _write(self, before: Job[None] | None, data: memoryview) -> None:
+        if before is not None:
+            await before.result()
+        await self.operations._store._call("api_artifact_part", handle=self.handle, data=data)
 
     async def _settled(self) -> None:
-        for job in self._jobs:
-            await job.result()
-        self._jobs = []
+        """The oldest part is."""
+        hashing, writing, size, buffer = self._parts[0]
+        await writing.result()
+        await hashing.result()
+        self._parts.popleft()
+        self._ahead -= size
+        if buffer is not None:
+            self._spare.append(buffer)
 
 
 class Download:
@@ -289,6 +343,6 @@ async def _pieces(source: Any) -> AsyncIterator[Any]:
                 await source.aclose()
 
 
-async def _sliced(data: bytes) -> AsyncIterator[bytes]:
-    for at in range(0, len(data), LARGE):
-        yield data if len(data) <= LARGE else data[at : at + LARGE]
+async def _whole(data: bytes) -> AsyncIterator[bytes]:
+    if data:
+        yield data
