@@ -727,7 +727,7 @@ def test_levels_and_the_cache_of_a_local_store(calling: Calling) -> None:
         found = await c.call("cache_status")
         assert (found["copies"], found["waiting"], found["crowded"], found["upload"]) == (0, 0, False, nothing)
         assert 0 < found["low"] < found["high"] < found["limit"]
-        own = {"adopts": True, "durable": True, "signs": False}
+        own = {"adopts": True, "durable": True, "signs": False, "streams": False}
         assert found["providers"] == [{"url": "", "namespaces": 1, **own}]
         assert await c.call("cache_drop") == {"bytes": 0} == await c.call("cache_drop", path=WS)
         status = await c.call("status")
