@@ -41,7 +41,7 @@ MOUNTS := faults crash cli posix fuse programs
 SIDE_BY_SIDE := -q --dist worksteal
 
 test: lint
-	PYTHONHASHSEED=0 $(PYTHON_IN_VENV) -m pytest $(SIDE_BY_SIDE) -n auto $(PURE:%=tests/%) $(ARGS)
+	PYTHONHASHSEED=0 $(PYTHON_IN_VENV) -m pytest $(SIDE_BY_SIDE) -n 6 $(PURE:%=tests/%) $(ARGS)
 	PYTHONHASHSEED=0 $(PYTHON_IN_VENV) -m pytest $(SIDE_BY_SIDE) -n 8 -m "not alone" $(MOUNTS:%=tests/%) $(ARGS)
 	$(PYTHON_IN_VENV) -m pytest -q -m alone $(MOUNTS:%=tests/%) $(ARGS)
 

@@ -53,7 +53,7 @@ class Step:
 LARGE_OBJECTS = tuple(SLOWLY.items())
 STEPS = {
     "an object becomes a copy": Step("rename", "/objects/"),
-    "a piece comes into the cache": Step("pwritev", "/cache/"),
+    "a piece comes into the cache": Step("write_all", "/cache/"),
     "a copy is evicted": Step("unlink", "/cache/"),
     "bytes are appended": Step("pwritev", "/objects/", most=40),
     "bytes are synced": Step("fdatasync", "/objects/", most=40),

@@ -727,6 +727,7 @@ def test_resent_requests_get_their_answer(toy: Toy) -> None:
 # ---- memory ----
 
 
+@pytest.mark.alone
 def test_polling_is_for_requests_in_a_row(tmp_path: Path) -> None:
     def processor_ms(gap: float) -> float:
         before = used()
