@@ -17,6 +17,7 @@
 #include <poll.h>
 #include <stddef.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 struct settings conf = {.burst_ns = 2000000};
@@ -160,6 +161,11 @@ static void remember_init(const struct fuse_in_header *h, struct cursor *c, size
     nat_init_length = n <= sizeof nat_init_request ? n : 0;
     memcpy(nat_init_request, h, nat_init_length);
 }
+/* Whether it asks if a file is a terminal, as the libraries of many languages do for each that they open: none is. */
+static int asks_for_terminal(const struct fuse_in_header *h, const struct cursor *c) {
+    return h->opcode == FUSE_IOCTL && (size_t)(c->end - c->at) >= sizeof(struct fuse_ioctl_in) &&
+           ((const struct fuse_ioctl_in *)(const void *)c->at)->cmd == TCGETS;
+}
 /* One request: 1 when it is answered or will be, 0 when it is libfuse's. */
 static int serve(char *buf, size_t n) {
     const struct fuse_in_header *h = (void *)buf;
@@ -180,6 +186,10 @@ static int serve(char *buf, size_t n) {
         return 1;
     }
     if (!handler->function) return for_libfuse(h);
+    if (asks_for_terminal(h, &c)) {
+        nat_send_error(h->unique, -ENOTTY);
+        return 1;
+    }
     if (op == FUSE_BATCH_FORGET) forget_many(h, handler, &c);
     else call(h, handler, &c, reply);
     return 1;

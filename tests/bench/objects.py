@@ -172,7 +172,9 @@ class Run:
             sync(base)
             start = time.perf_counter()
             for number in range(count):
-                (base / f"f{number}").write_bytes(body)
+                fd = os.open(base / f"f{number}", os.O_CREAT | os.O_WRONLY)
+                os.write(fd, body)
+                os.close(fd)
             sync(base)
             self._add(SUBJECT, "s3_small", time.perf_counter() - start)
 

@@ -271,6 +271,7 @@ def test_ioctl_both_directions(toy: Toy) -> None:
         assert fcntl.ioctl(fd, (ord("T") << 8) | 2) == 42
         refused(errno.ENOSPC, fcntl.ioctl, fd, (ord("T") << 8) | 3)
         refused(errno.ENOTTY, fcntl.ioctl, fd, (ord("T") << 8) | 9)
+        assert not os.isatty(fd)
         os.close(fd)
     ours = [c for c in toy.calls("IOCTL") if c[1] & 0xFFFF == (ord("T") << 8 | 1)]
     assert [c[3:] for c in ours[:2]] == [["abcdefgh", 8], ["", 4]]
