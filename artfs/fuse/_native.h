@@ -119,7 +119,8 @@ int job_sync_error(int clear);           /* errno of the first failed fdatasync 
 void job_drain(void);
 
 /* ---- _native_beside.c: all on the loop's thread ---- */
-/* A request of `pid` came, `pause` ns after the queue was found empty; it carries, or asks for, `size` bytes. */
+/* A request of `pid` came, `pause` ns after the queue was found empty; `size`: the bytes that it carries, asks for, or
+ * has the disk write. */
 void beside_served(uint32_t pid, size_t size, uint64_t pause);
 int beside_is(void);                     /* 1: we are beside the only caller, and sleep until its next request */
 void beside_leave(void);                 /* REQUIRED before a thread is started, and when drain() returns */

@@ -30,7 +30,7 @@
 #include <unistd.h>
 
 #define ALONE 32             /* requests of one caller, without a pause, before we join it */
-#define LARGE 32768          /* bytes of a request that are better copied on several processors */
+#define LARGE 32768          /* bytes of a request that others work on: copies, or the disk */
 #define SLOW_NS 15000        /* a pause as long as this: the caller may have moved */
 #define SLOW 2               /* so many of them: it is looked for */
 #define PATIENCE 8           /* requests before it is looked for again, if it has not moved */

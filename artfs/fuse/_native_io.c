@@ -231,9 +231,10 @@ static ssize_t linger(int fd, void *buf, size_t len, uint64_t deadline) {
     errno = error;
     return n;
 }
-/* Bytes that a request carries, or asks for. */
+/* Bytes that a request carries, asks for, or has the disk write. */
 static size_t size_of(const char *buf, size_t n) {
     const struct fuse_in_header *h = (const void *)buf;
+    if (h->opcode == FUSE_FSYNC) return SIZE_MAX;
     if (h->opcode != FUSE_READ || n < sizeof *h + sizeof(struct fuse_read_in)) return n;
     return ((const struct fuse_read_in *)(h + 1))->size;
 }
