@@ -144,7 +144,9 @@ async def test_pieces_of_all_sizes(store: ArtifactStore) -> None:
 
 @on_both_loops
 @everywhere
-async def test_a_part_that_cannot_be_written_ends_the_stream(store: ArtifactStore) -> None:
+async def test_a_part_that_cannot_be_written_ends_the_stream(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While others are on their way: none is written behind it."""
     call = store._call
     parts = 0
@@ -158,7 +160,7 @@ async def test_a_part_that_cannot_be_written_ends_the_stream(store: ArtifactStor
                 raise ArtifactStoreError("no room")
         return await call(method, **arguments)
 
-    store._call = failing  # type: ignore[method-assign]
+    monkeypatch.setattr(store, "_call", failing)
     with pytest.raises(ArtifactStoreError, match="no room"):
         await store.stream_upload(StreamUploadRequest(data_stream=[PIECE] * 500, session_id="s"))
     assert parts == 2

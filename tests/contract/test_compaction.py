@@ -282,7 +282,7 @@ async def test_damaged_bytes_stay_where_they_are(tmp_path: Path) -> None:
     await world.close()
 
 
-async def test_a_namespace_that_is_destroyed_meanwhile(world: World) -> None:
+async def test_a_namespace_that_is_destroyed_meanwhile(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     volume = await fill(world)
     await thin(world, volume)
     kept = await world.make("kept")
@@ -297,7 +297,7 @@ async def test_a_namespace_that_is_destroyed_meanwhile(world: World) -> None:
             trio.from_thread.run(world.shard.remote.discard_namespaces, [serial])
         return real(target, datas)
 
-    world.shard.objects.append_all = append_all  # type: ignore[assignment, method-assign]
+    monkeypatch.setattr(world.shard.objects, "append_all", append_all)
     assert (await world.collect()).compacted == 0
     await world.collect(2)
     await world.settle()
@@ -344,7 +344,9 @@ async def test_what_clones_name_of_a_namespace_that_is_gone_moves_to_them(world:
     await check_differs_only(world)
 
 
-async def test_what_was_lent_stays_if_its_namespace_is_destroyed_meanwhile(world: World) -> None:
+async def test_what_was_lent_stays_if_its_namespace_is_destroyed_meanwhile(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     volume = await fill(world)
     clone = world.store.volume(await world.store.clone(volume, "branch"))
     await thin(world, volume, clone)
@@ -356,7 +358,7 @@ async def test_what_was_lent_stays_if_its_namespace_is_destroyed_meanwhile(world
             trio.from_thread.run(volume.destroy)
         return real(target, datas)
 
-    world.shard.objects.append_all = append_all  # type: ignore[assignment, method-assign]
+    monkeypatch.setattr(world.shard.objects, "append_all", append_all)
     assert (await world.collect()).compacted == 0
     await check(clone)
     assert (await world.collect()).compacted == 1

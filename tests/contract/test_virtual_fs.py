@@ -146,7 +146,8 @@ async def test_what_a_node_tells_of_its_bytes(store: ArtifactStore) -> None:
         assert info is not None
         assert info.sha256 == sha256(await store.retrieve(id)).hexdigest()
         assert (await blob.get_metadata("/_data"))["sha256"] == info.sha256
-        assert (await blob.get_node_info("/")).sha256 is None  # type: ignore[union-attr]
+        folder = await blob.get_node_info("/")
+        assert folder is not None and folder.sha256 is None
         await store.update_file(id, data=b"other")
         info = await blob.get_node_info("/_data")
         assert info is not None and info.sha256 == sha256(b"other").hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,10 @@ def test_the_spelling_of_its_id_makes_no_difference(mount: Mounted) -> None:
     assert begin(mount, "sess-s1") == mount.point / "default/sess-s1"
     with pytest.raises(ExistsError):
         begin(mount, "s1")
+
+
+def is_gone(path: Path) -> bool:
+    return result(os.open, path, os.O_RDONLY) == "ENOENT"
 
 
 @pytest.mark.parametrize("end", ["deleted", "expired"])
@@ -76,7 +81,7 @@ def test_its_end_is_the_end_of_everything_in_it(mount: Mounted, end: str) -> Non
         took += eventually(lambda: result(os.pread, fd, 100, 0) == "ESTALE", LATE - took)
         print(f"{end}: gone after {took * 1000:.0f} ms")
         for gone in (path / "w/d/f1", path / "w/d", path / "w", path, path / "w/.checkpoints/v1/d/f1"):
-            took += eventually(lambda gone=gone: result(os.open, gone, os.O_RDONLY) == "ENOENT", LATE - took)  # type: ignore[misc]
+            took += eventually(partial(is_gone, gone), LATE - took)
         for stale in (fd, folder, view):
             assert result(os.fstat, stale) == "ESTALE"
         assert result(os.pread, view, 100, 0) == "ESTALE"
