@@ -74,6 +74,21 @@ def unmount(mount: Mount) -> None:
     raise RuntimeError(f"cannot unmount {mount.point}: {said}")
 
 
+def started_with(process: Path) -> tuple[bytes, bytes]:
+    """Environment and command line of a process, its directory in /proc given; OSError if it has ended or is a thread
+    of the kernel.
+
+    Both are empty for a moment while it begins to execute a program.
+    """
+    until = time.monotonic() + 1.0
+    while True:
+        environment, command = (process / "environ").read_bytes(), (process / "cmdline").read_bytes()
+        if environment or command or time.monotonic() > until:
+            return environment, command
+        (process / "exe").readlink()  # the kernel's threads have none
+        time.sleep(0.001)
+
+
 def own_processes(mark: str) -> dict[int, str]:
     """Running processes of the run that is marked `mark`: pid → command line."""
     found = {}
@@ -82,11 +97,11 @@ def own_processes(mark: str) -> dict[int, str]:
             continue
         try:
             state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
-            environment = (entry / "environ").read_bytes().split(b"\0")
-            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            environment, arguments = started_with(entry)
         except OSError:  # it has just ended, or is somebody else's
             continue
-        marks = next((e for e in environment if e.startswith(f"{MARK}=".encode())), b"").partition(b"=")[2]
+        command = arguments.replace(b"\0", b" ").decode(errors="replace").strip()
+        marks = next((e for e in environment.split(b"\0") if e.startswith(f"{MARK}=".encode())), b"").partition(b"=")[2]
         if state == "Z" or any(helper in command for helper in HELPERS):
             continue
         if int(parent) == os.getpid() or mark.encode() in marks.split(b":"):
