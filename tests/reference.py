@@ -331,11 +331,12 @@ class Reference:
     ) -> None:
         if mode is not None:
             file.mode = S_IFMT(file.mode) | mode
-        if uid is not None or gid is not None:
-            file.uid = file.uid if uid is None else uid
-            file.gid = file.gid if gid is None else gid
-            if mode is None and file.kids is None:
-                self._kill(file)
+        file.uid = file.uid if uid is None else uid
+        file.gid = file.gid if gid is None else gid
+        owner = uid is not None or gid is not None
+        nothing = (mode, uid, gid, mtime) == (None,) * 4  # which chown(2) of neither is
+        if mode is None and ((owner and file.kids is None) or (nothing and file.regular)):
+            self._kill(file)
         if mtime is not None:
             file.mtime = mtime
 

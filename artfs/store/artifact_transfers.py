@@ -383,7 +383,14 @@ class ArtifactTransfers(ArtifactSearch):
         return namespace.id
 
     async def api_upload_abort(self, upload_id: str, who: Who = None, sandbox: str = "") -> None:
-        """Nothing of it is left.  Errors: NotFoundError, ExpiredError, BusyError, DeniedError."""
-        self._pending(upload_id, who, sandbox)
-        await self.store.blobs.uploads.abort(upload_id)
+        """Nothing of it is left, also where there never was anything.  Errors: NotFoundError (it was registered),
+        BusyError, DeniedError."""
+        uploads = self.store.blobs.uploads
+        try:
+            self._pending(upload_id, who, sandbox)
+            await uploads.abort(upload_id)
+        except NotFoundError:
+            if uploads.ended(upload_id) == "registered":
+                raise
+            return
         self.store.catalogue.records[PURPOSE, upload_id] = None

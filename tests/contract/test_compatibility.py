@@ -158,7 +158,7 @@ async def test_spellings(store: ArtifactStore) -> None:
     upload = await store.initiate_multipart_upload({"filename": "f"})
     assert upload.upload_id.startswith("upload-")
     with pytest.raises(ArtifactNotFoundError, match="Multipart upload upload-none not found"):
-        await store.abort_multipart_upload("upload-none")
+        await store.get_part_upload_url("upload-none", 1)
 
 
 @on_both_loops

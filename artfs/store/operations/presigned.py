@@ -236,7 +236,7 @@ class PresignedURLOperations(Making):
     async def abort_multipart_upload(
         self, upload_id: str, *, user_id: str | None = None, session_id: str | None = None
     ) -> bool:
-        """Nothing is left of it, and its URLs are dead: True."""
+        """Nothing is left of it, and its URLs are dead: True, also if nothing was there."""
         await self._store._call(
             "api_upload_abort", upload_id=check_id(upload_id), session_id=session_id, user_id=user_id
         )
