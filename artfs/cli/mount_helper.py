@@ -29,14 +29,18 @@ NOT_OURS = frozenset(
 )
 """What is mount(8)'s own, or the default; `default_permissions` is always on."""
 NOT_OURS_VALUES = ("x-", "X-", "comment=", "user=", "uhelper=", "helper=")
+AS_MOUNTED = ("user_id=", "group_id=", "max_read=", "blksize=")
+"""What the kernel's table says of a mount, which mount(8) repeats to remount it."""
 OWN = "path, as, sandbox, checked, allow_other"
 
 
 @dataclass(slots=True)
 class MountOptions:
-    """`passed`: for the kernel."""
+    """`passed`: for the kernel.  `remount`: of a mount that is there; `all_named`: by mount(8), which names all."""
 
     passed: list[str] = field(default_factory=list)
+    remount: bool = False
+    all_named: bool = False
     allow_other: bool = False
     checked: bool = False
     path: str | None = None
@@ -47,13 +51,19 @@ class MountOptions:
 def mount_options(lists: Iterable[str]) -> MountOptions:
     """The options in comma-separated lists; later ones win.  Errors: InvalidError for an unknown one."""
     found = MountOptions()
-    for option in (option.strip() for text in lists for option in text.split(",")):
+    options = [option.strip() for text in lists for option in text.split(",")]
+    found.remount = "remount" in options
+    for option in options:
         name, equals, value = option.partition("=")
         if option in PASSED:
             found.passed.append(option)
         elif not option or option in NOT_OURS or option.startswith(NOT_OURS_VALUES):
             if option == "rw":
                 found.passed = [other for other in found.passed if other != "ro"]
+        elif option == "remount":
+            pass
+        elif found.remount and option.startswith(AS_MOUNTED):
+            found.all_named = True
         elif option == "allow_other":
             found.allow_other = True
         elif option == "checked":

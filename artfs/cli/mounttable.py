@@ -123,6 +123,17 @@ def unmount(point: str, *, lazy: bool = False) -> None:
     raise kind(f"{point} cannot be unmounted: {said}")
 
 
+def remount(point: str, options: Sequence[str], *, keep: bool) -> None:
+    """`keep`: options that are not named.  Errors: DeniedError, ArtfsError."""
+    mode = "prepend" if keep else "ignore"
+    command = ["mount", "-i", "--options-mode", mode, "-o", ",".join(["remount", *options]), "--", point]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.strip().removeprefix("mount: ")
+        kind = DeniedError if os.geteuid() != 0 else ArtfsError
+        raise kind(f"{point} cannot be remounted: {said}")
+
+
 def _busy(point: str) -> BusyError:
     return BusyError(
         f"{point} is busy: programs have files open in it, or work in it (`fuser -vm {point}` names them); "

@@ -141,6 +141,7 @@ def build_parser() -> Parser:
         running,
         sessions,
         stores,
+        unmounting,
     )
 
     # SUPPRESS: an option that is not given after the command does not undo one that was given before it.
@@ -160,6 +161,6 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"artfs {__version__}")
     commands = Commands(parser, common)
-    for group in (stores, mounting, running, sessions, namespaces, checkpoints, files, objects, completion):
+    for group in (stores, mounting, unmounting, running, sessions, namespaces, checkpoints, files, objects, completion):
         group.add(commands)
     return parser

@@ -144,7 +144,8 @@ def _in_own_mount(
     ctx: Context, program: list[str], session: dict[str, str], view: View, environment: dict[str, str]
 ) -> int:
     from artfs.cli.daemon import in_background
-    from artfs.cli.mounting import Plan, check_machine, wait_for_end
+    from artfs.cli.mounting import Plan, check_machine
+    from artfs.cli.unmounting import wait_for_end
 
     point = os.path.realpath(tempfile.mkdtemp(prefix="artfs-run-"))
     try:

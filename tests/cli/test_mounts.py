@@ -261,6 +261,13 @@ def test_mount_8_and_fstab(store_root: Path, mount_point: Path, tmp_path: Path) 
     mount --bind {tools} /usr/local/sbin
     mount -t fuse.artfs -o allow_other,_netdev,nofail,x-test {store_root} {mount_point}
     ls {mount_point}/default/shared
+    mount -o remount,ro {mount_point}
+    ! touch {mount_point}/default/shared/web/f 2>/dev/null
+    mount -o remount,rw,noexec {mount_point}
+    touch {mount_point}/default/shared/web/f
+    grep -c ' {mount_point} rw,.*noexec,.* - fuse.artfs ' /proc/self/mountinfo
+    ! {python} -m artfs mount --checked -o remount {mount_point} || exit 1
+    ! {python} -m artfs mount -o remount {tmp_path} || exit 1
     umount {mount_point}
     for i in $(seq 100); do flock -n {store_root}/lock true && break; sleep 0.05; done
     echo '{store_root} {mount_point} fuse.artfs defaults,ro,noauto,path=default/shared 0 0' >{fstab}
@@ -279,8 +286,9 @@ def test_mount_8_and_fstab(store_root: Path, mount_point: Path, tmp_path: Path) 
         ["unshare", "-m", "bash", "-c", program], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done
-    assert done.stdout.split() == ["web", "web", "default"]
-    assert "holds no store" in done.stderr
+    assert done.stdout.split() == ["web", "1", "web", "default"]
+    assert "holds no store" in done.stderr and "no mount of artfs is at" in done.stderr
+    assert "remount changes the kernel's options alone" in done.stderr
 
 
 def test_run_in_a_mount_of_its_own(store_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,10 @@ import pytest
 from artfs.cli.app import cause, message
 from artfs.cli.completion import SHELLS, bash, fish, tree, words, zsh
 from artfs.cli.mount_helper import as_mount_command, mount_options
-from artfs.cli.mounting import left
 from artfs.cli.mounttable import at, holding, read_mounts, source
 from artfs.cli.parsing import UsageError, build_parser
 from artfs.cli.running import view_of
+from artfs.cli.unmounting import left
 from artfs.cli.values import duration, moment, pairs, printable, size, table
 from artfs.errors import BusyError, InvalidError, NotFoundError
 
@@ -85,7 +85,13 @@ def test_own_options() -> None:
     assert (found.path, found.who, found.sandbox, found.checked) == ("default/shared/web", "session:s", "x", True)
 
 
-@pytest.mark.parametrize("option", ["bogus", "path", "uid=1", "as"])
+def test_what_mount_8_repeats_to_remount() -> None:
+    found = mount_options(["rw,relatime,user_id=0,group_id=0,default_permissions,allow_other,remount,ro"])
+    assert found.remount and found.all_named and found.passed == ["ro"]
+    assert not mount_options(["remount,ro"]).all_named
+
+
+@pytest.mark.parametrize("option", ["bogus", "path", "uid=1", "as", "user_id=0"])
 def test_unknown_options_are_named(option: str) -> None:
     with pytest.raises(InvalidError, match=f"no mount option '{option}'"):
         mount_options(["ro," + option])
