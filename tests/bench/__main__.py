@@ -59,6 +59,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     p.add_argument("--strict", action="store_true", help="a missed floor or bar makes the exit code 1")
     p.add_argument("--list", action="store_true", help="print the names of the rows and end")
     found = p.parse_args(argv)
+    if found.scratch is not None and not found.scratch.is_dir():
+        p.error(f"--scratch: there is no directory {found.scratch}; make it")
     if found.rounds < 1 or found.scale <= 0:
         p.error("--rounds must be at least 1 and --scale more than 0")
     return found
