@@ -44,28 +44,30 @@ RUN = 16 << 20
 
 
 class _Flight:
-    """Pieces on their way; `chunks` of them are verified as they come.  `error`: why they do not."""
+    """Pieces on their way; `chunks` of them are verified as they come.  `waiters`: what each waits for, and its event.
+    `error`: why they do not come."""
 
     def __init__(self, chunks: Iterable[Chunk]) -> None:
         self.chunks = list(chunks)
-        self.waiters = 0
+        self.waiters: dict[anyio.Event, Callable[[], bool]] = {}
         self.over = False
         self.error: Exception | None = None
-        self._step = anyio.Event()
 
     def tell(self) -> None:
-        """Chunks were verified, or it is over."""
-        step, self._step = self._step, anyio.Event()
-        step.set()
+        """Chunks were verified, or it is over: those go on that waited for it."""
+        for event, done in self.waiters.items():
+            if self.over or done():
+                event.set()
 
     async def wait(self, done: Callable[[], bool]) -> None:
         """Until it is over, or `done`.  Errors: its `error`."""
-        self.waiters += 1
-        try:
-            while not (self.over or done()):
-                await self._step.wait()
-        finally:
-            self.waiters -= 1
+        while not (self.over or done()):
+            event = anyio.Event()
+            self.waiters[event] = done
+            try:
+                await event.wait()
+            finally:
+                del self.waiters[event]
         if self.over and self.error is not None:
             raise self.error
 
