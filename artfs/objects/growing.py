@@ -7,15 +7,17 @@ An object of a *backed* namespace (its objects are a provider's) *waits* from it
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from threading import Lock
+
+from artfs.objects.descriptors import Descriptors
 
 
-class GrowingObjects:
+class GrowingObjects(Descriptors):
     """`backed`: serials of namespaces whose objects a provider keeps.  `waiting`: bytes of objects of these that no
     provider has yet; `filled`: one was closed, and a commit would make it ready.  `logged` is how far the journal goes,
     `settled` up to where the engine has it: a replay must find here what the journal names."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.backed: set[int] = set()
         self.waiting = 0
         self.filled = False
@@ -26,7 +28,6 @@ class GrowingObjects:
         self._until: dict[int, int] = {}
         self._born: dict[int, int] = {}
         self._writing: dict[int, int] = {}
-        self._lock = Lock()
 
     def _close(self, number: int, size: int) -> None:
         if number >> 32 in self.backed:

@@ -56,6 +56,7 @@ class HeldObjects(LocalObjects):
 
     def begin_exact(self, serial: int) -> ExactObject:
         with self._lock:
+            self._use(-1)
             return _HeldExact(self, self._number(serial))
 
     def allocate(self, serial: int) -> int:

@@ -11,15 +11,14 @@ A chunk is *verified* against one copy of its object; when the copy is evicted t
 (`copies`), and the chunk must be verified again.
 
 Concurrency: `append` from any thread (the place is reserved under a lock, the bytes are written outside it);
-`descriptor`, `close_objects`, `uploaded` and `evict` from the loop's thread.  A descriptor that falls out of the table
-is closed once no reader that was told its number can still be using it (`readers`).
+`descriptor`, `close_objects`, `uploaded` and `evict` from the loop's thread.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from shutil import copyfile
@@ -39,11 +38,7 @@ DESCRIPTORS = 512
 class LocalObjects(GrowingObjects):
     """`prefixes`: serial → path below `root`, for every namespace that ever had objects here; `unbounded`: serials
     whose objects may have any size (BLOBs).  `copies`: object → the number of its present copy, if not 1; `used`:
-    objects that were read of late.
-
-    `unsynced`: descriptors (of objects, and of directories that got one) that hold more than the disk, of what the
-    journal names, each with the number of the write that was the last to end; `sealing`: the same of what only a commit
-    will name."""
+    objects that were read of late."""
 
     def __init__(self, root: Path | None) -> None:
         super().__init__()
@@ -54,14 +49,8 @@ class LocalObjects(GrowingObjects):
         self.used: dict[int, None] = {}
         self.prefixes: dict[int, str] = {}
         self.counts: dict[int, int] = {}
-        self.unsynced: dict[int, int] = {}
-        self.readers: Callable[[], tuple[int, int]] = lambda: (0, 0)
-        self.sealing: dict[int, int] = {}
-        self._table: dict[int, int] = {}
-        self._buried: list[tuple[int, int]] = []
         self._folders: dict[int, int] = {}
         self._exact: set[int] = set()
-        self._writes = 0
 
     def register(self, serial: int, prefix: str, count: int, fresh: bool = False) -> None:
         """Make `prefix` the place of the namespace's objects; numbers below `count` are taken.  `fresh`: there is none
@@ -115,22 +104,22 @@ class LocalObjects(GrowingObjects):
                 self._close(number, at)
                 fd, number, at = self._create(serial, sealing)
             self._open[serial, sealing] = (fd, number, at + size)
+            self._use(fd)
             if backed:
                 self.waiting += size
                 self._writing[number] = self._writing.get(number, 0) + 1
         try:
             return self._write(fd, number, at, datas, sealing)
         finally:
-            if backed:
-                with self._lock:
+            with self._lock:
+                self._let_go(fd)
+                if number in self._writing:
                     self._writing[number] -= 1
 
     def _write(self, fd: int, number: int, at: int, datas: Sequence[bytes | memoryview], sealing: bool) -> list[Chunk]:
         chunks = []
         write_all(fd, datas, at)
-        with self._lock:  # only now: a sync that ran meanwhile may have missed these bytes
-            self._writes += 1
-            (self.sealing if sealing else self.unsynced)[fd] = self._writes
+        self._wrote(fd, sealing)
         for data in datas:
             chunks.append(Chunk(number, at, len(data), xxh3_128_digest(data), 1))
             at += len(data)
@@ -206,6 +195,7 @@ class LocalObjects(GrowingObjects):
         with self._lock:
             fd, number, _ = self._create(serial, False)
             self._exact.add(number)
+            self._use(fd)
             if serial in self.backed:
                 self._writing[number] = 1
         return ExactObject(self, number, fd)
@@ -238,17 +228,6 @@ class LocalObjects(GrowingObjects):
             self.sealing[folder] = self._writes
         if serial in self.backed:
             self.found(number, size, time_ns())
-
-    def sync(self) -> None:
-        """fdatasync of everything appended so far.  Errors: OSError."""
-        for grown in (self.unsynced, self.sealing):
-            with self._lock:
-                todo = dict(grown)
-            for fd, write in todo.items():
-                os.fdatasync(fd)
-                with self._lock:
-                    if grown.get(fd) == write:
-                        del grown[fd]
 
     # reading
     def descriptor(self, number: int) -> int:
@@ -315,35 +294,22 @@ class LocalObjects(GrowingObjects):
                     del self._table[number]
                     self._buried.append((fd, self.readers()[0]))
 
-    def reap(self) -> None:
-        """Close the descriptors that no reader can still be using.  On the loop's thread, now and then."""
-        done = self.readers()[1]
-        keep = []
-        for fd, queued in self._buried:
-            if done >= queued:
-                os.close(fd)
-            else:
-                keep.append((fd, queued))
-        self._buried = keep
-
-    def forget(self, serial: int) -> None:
-        """Close the namespace's objects; nothing more is written to them.  Who reads a chunk of them (it was lent to a
-        clone, or the namespace comes back) opens them again."""
+    def forget(self, serial: int, *, gone: bool) -> None:
+        """Close the namespace's objects, when what was written to them is synced, which does not matter if it is gone.
+        Who reads a chunk of them (it was lent to a clone, or the namespace comes back) opens them again."""
         with self._lock:
             for key in ((serial, False), (serial, True)):
                 found = self._open.pop(key, None)
                 if found is not None:
                     self._close(found[1], found[2])
-            folder = self._folders.pop(serial, None)
-            if folder is not None:
-                self.unsynced.pop(folder, None)
-                self.sealing.pop(folder, None)
-                self._buried.append((folder, self.readers()[0]))  # an fsync may be at it
-            for number in [n for n in self._table if n >> 32 == serial]:
-                fd = self._table.pop(number)
-                self.unsynced.pop(fd, None)
-                self.sealing.pop(fd, None)
-                self._buried.append((fd, self.readers()[0]))
+            fds = [self._table.pop(number) for number in list(self._table) if number >> 32 == serial]
+            if serial in self._folders:
+                fds.append(self._folders.pop(serial))
+            if gone:
+                for fd in fds:
+                    self.unsynced.pop(fd, None)
+                    self.sealing.pop(fd, None)
+            self._buried += [(fd, None) for fd in fds]
 
     def close(self) -> None:
         for fd in {*self._table.values(), *self._folders.values(), *(fd for fd, _ in self._buried)}:

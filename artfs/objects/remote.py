@@ -84,8 +84,8 @@ class Remote(Uploads):
             by_serial.setdefault(number >> 32, []).append(number)
         for serial, some in by_serial.items():
             for number in some:
-                if (event := self._uploading.get(number)) is not None:
-                    await event.wait()
+                while (event := self._uploading.get(number)) is not None:
+                    await event.wait()  # one that failed may have begun again by now
                 self.local.remove(number)
                 self._forget(number)
                 self._sizes.pop(number, None)

@@ -65,6 +65,7 @@ class ExactObject:
         self.size = 0
         self._local = local
         self._fd = fd
+        self._over = False
 
     def write(self, data: Bytes) -> Chunk:
         """From any thread.  Errors: OSError."""
@@ -72,18 +73,21 @@ class ExactObject:
         chunk = Chunk(self.number, self.size, len(data), xxh3_128_digest(data), 1)
         write_all(self._fd, (data,), self.size)
         self.size += len(data)
-        with local._lock:
-            local._writes += 1
-            local.unsynced[self._fd] = local._writes
-            if self.number >> 32 in local.backed:
+        local._wrote(self._fd, False)
+        if self.number >> 32 in local.backed:
+            with local._lock:
                 local.waiting += len(data)
         return chunk
 
     def close(self) -> None:
-        """It takes no more, and may be uploaded."""
+        """It takes no more, and may be uploaded; nothing if that was said before."""
         local = self._local
+        if self._over:
+            return
+        self._over = True
         with local._lock:
             local._exact.discard(self.number)
+            local._let_go(self._fd)
             if self.number >> 32 in local.backed:
                 local._writing[self.number] = 0
                 local._close(self.number, self.size)

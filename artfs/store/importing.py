@@ -340,7 +340,7 @@ async def take_away(store: Store, serials: Sequence[Serial]) -> None:
 
 async def _clear(store: Store, serial: Serial) -> None:
     shard = store.shard
-    shard.objects.forget(serial)
+    shard.objects.forget(serial, gone=True)
     await shard.remote.discard_namespaces([serial])
     for kind in (IMPORTING, "prefix", "home"):
         shard.catalogue.records[kind, str(serial)] = None

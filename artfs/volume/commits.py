@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from time import monotonic
@@ -44,6 +45,13 @@ RETRY = 0.1, 5.0
 """Seconds between attempts of what fails: at first, at most."""
 KICK_SHARE = 4
 """A commit starts when the journal is filled to this part, whatever the interval."""
+
+
+class NotSynced(UnavailableError):
+    """The disk may have dropped what it was told to keep: no promise can be made any more."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"fsync of the store failed: {os.strerror(number)}; check the disk, then remount")
 
 
 class Commits(Trees):
@@ -162,7 +170,7 @@ class Commits(Trees):
             if type(error) is OSError:
                 error = _translated(error)
             self.trouble = error if isinstance(error, Exception) else None
-            if isinstance(error, DamagedError | InvalidError):
+            if isinstance(error, DamagedError | InvalidError | NotSynced):
                 # Invalid: the engine has what it said it has not, so that no attempt can succeed any more.
                 self.damaged(error)
             raise error
@@ -214,7 +222,10 @@ class Commits(Trees):
                 for key, block in done.items():
                     lists[id(pending.blocks[key])] = block
                 batches.append(Batch(tree.serial, Epoch(pending.epoch), pending.rows | rows, pending.checkpoint))
-        self.objects.sync()
+        try:
+            self.objects.sync()
+        except OSError as error:
+            raise NotSynced(error.errno or errno.EIO) from error
         self.engine.commit(batches, records)
         return sealed, lists
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from artfs.blocks import Block, Chunk, Extent, runs
+from artfs.errors import DamagedError
 from artfs.objects.local import LocalObjects
 from artfs.volume.rows import pack_block
 
@@ -78,9 +79,11 @@ def _plan(objects: LocalObjects, block: Block, inline_limit: int) -> list[Extent
     plan: list[Extent | _Group] = []
     rewrite = len(block) - len(loose) > MAX_PIECES
     for run in runs(block):
-        if rewrite and len(run) > 1 and run[0][2] is not None and _all_here(objects, run):
-            plan.append(_group(objects, run))
-            continue
+        if rewrite and len(run) > 1 and run[0][2] is not None:
+            whole = _rewritten(objects, run)
+            if whole is not None:
+                plan.append(whole)
+                continue
         touching: list[Extent] = []
         for extent in run:
             if extent[2].__class__ is bytes:
@@ -95,9 +98,14 @@ def _plan(objects: LocalObjects, block: Block, inline_limit: int) -> list[Extent
     return plan
 
 
-def _all_here(objects: LocalObjects, run: Block) -> bool:
-    """Rewriting is for later where a provider would have to be asked."""
-    return not objects.backed or all(objects.has(source) for _, _, source, _ in run if isinstance(source, Chunk))
+def _rewritten(objects: LocalObjects, run: list[Extent]) -> _Group | None:
+    """None: that is for later, because a provider would have to be asked for some of it.  Errors: DamagedError."""
+    try:
+        return _group(objects, run)
+    except DamagedError:  # a copy that is not here, or no longer
+        if not objects.backed:
+            raise
+        return None
 
 
 def _group(objects: LocalObjects, extents: list[Extent]) -> _Group:

@@ -20,8 +20,8 @@ import anyio
 from anyio import to_thread
 
 from artfs.blocks import Chunk
-from artfs.errors import ArtfsError, DamagedError, FsError, UnavailableError
-from artfs.volume.commits import RETRY, Commits
+from artfs.errors import ArtfsError, DamagedError, FsError
+from artfs.volume.commits import RETRY, Commits, NotSynced
 from artfs.volume.journal import Journal
 from artfs.volume.replay import replay
 
@@ -95,32 +95,25 @@ class Shard(Commits):
 
     # durability on this host
     def sync_descriptors(self) -> list[int]:
-        """What fsync(2) has to sync: objects that have grown, then the journal."""
+        """What fsync(2) has to sync: objects that have grown, then the journal.  Errors: FsError EIO after a sync that
+        failed."""
+        if isinstance(self.failure, NotSynced):
+            raise FsError(errno.EIO)
         return [*self.objects.unsynced, self.log.fd] if self.log.fd >= 0 else []
 
     async def sync(self) -> None:
         """Everything acknowledged survives power loss.  Errors: FsError EIO."""
         fds = self.sync_descriptors()
-
-        def work() -> None:
-            for fd in fds:
-                try:
-                    os.fdatasync(fd)
-                except OSError as error:
-                    if error.errno != errno.EBADF:  # closed meanwhile: synced by a commit, or its namespace is gone
-                        raise
-
         try:
-            await to_thread.run_sync(work)
+            with self.objects.using(fds):
+                await to_thread.run_sync(_sync_all, fds)
         except OSError as error:
             self.sync_failed(error.errno or errno.EIO)
             raise FsError(errno.EIO) from error
 
     def sync_failed(self, number: int) -> None:
-        """The disk may have dropped what it was told to keep: no promise can be made any more."""
-        self.damaged(
-            UnavailableError(f"fsync of the store failed: {os.strerror(number)}; check the disk, then remount")
-        )
+        """A sync of the objects or of the journal did."""
+        self.damaged(NotSynced(number))
 
     async def close(self) -> None:
         """Commit what is left and let go of everything.  Errors: as `commit`; everything is let go of all the same."""
@@ -148,3 +141,8 @@ class Shard(Commits):
             trouble=str(self.trouble or ""),
             failure=str(self.failure or ""),
         )
+
+
+def _sync_all(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.fdatasync(fd)

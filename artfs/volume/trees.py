@@ -115,7 +115,7 @@ class Trees(Owner):
             self.damaged(error)
             raise
         self.objects.register(namespace.serial, namespace.prefix, tree.head.objects, fresh)
-        tree.locked |= self.failure is not None
+        self.lock(tree)
         tree.blob = namespace.type is NamespaceType.BLOB
         if tree.blob:
             self.objects.unbounded.add(namespace.serial)
@@ -168,7 +168,7 @@ class Trees(Owner):
                 del self.brief[serial]
             elif self._is_idle(tree):
                 self.on_close(tree)
-                self.close_tree(serial)
+                self.close_tree(serial, gone=False)
                 self._swept.add(serial)
 
     def _is_idle(self, tree: Tree) -> bool:
@@ -177,13 +177,14 @@ class Trees(Owner):
             return False
         return tree.gate is None and tree.moving is None and not any(node.looks for node in tree.nodes.values())
 
-    def close_tree(self, serial: Serial) -> None:
+    def close_tree(self, serial: Serial, *, gone: bool = True) -> None:
+        """`gone`: nothing names its bytes any more."""
         tree = self.trees.pop(serial, None)
         self.brief.pop(serial, None)
         if tree is not None:
             self.changed.discard(tree)
             self._swept.discard(serial)
-            self.objects.forget(serial)
+            self.objects.forget(serial, gone=gone)
 
     # new ones
     def create(self, namespace: Namespace, mode: int, data: bytes = b"") -> Tree:
@@ -286,11 +287,15 @@ class Trees(Owner):
             self.failure = error
             log.critical("%s; the store takes no changes until it is opened again", error)
             for tree in self.trees.values():
-                tree.locked = True
+                self.lock(tree)
             self.on_damage(error)
 
     def _crowded(self, crowded: bool) -> None:
         self.crowded = crowded
         for tree in self.trees.values():
-            if tree.backed:
-                tree.locked = crowded or tree.gate is not None or tree.read_only or self.failure is not None
+            self.lock(tree)
+
+    def lock(self, tree: Tree) -> None:
+        """Whether a change of it must look first for what holds it up."""
+        held = tree.gate is not None or (tree.backed and self.crowded)
+        tree.locked = held or tree.read_only or self.failure is not None

@@ -297,8 +297,7 @@ class Volume:
         await run(tree.begin, frees=True)
         opened = anyio.Event()
         tree.gate = opened.wait
-        locked = tree.locked
-        tree.locked = True
+        self.shard.lock(tree)
 
         async def settle() -> None:
             while tree.open_batch or tree.closed_batches:
@@ -310,7 +309,7 @@ class Volume:
                 yield settle
         finally:
             tree.gate = None
-            tree.locked = locked or tree.read_only or self.shard.failure is not None
+            self.shard.lock(tree)
             opened.set()
 
     async def _engine(self, call: Any, *args: Any) -> Any:

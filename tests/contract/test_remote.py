@@ -612,3 +612,25 @@ async def test_a_number_is_never_used_again_though_no_file_is_left(tmp_path: Pat
         await store.shard.remote.drop()
         assert len(provider.objects) == 2
         assert await read(tree, b"a") == data
+
+
+async def test_the_limit_holds_when_it_was_reached_while_changes_were_held_up(
+    tmp_path: Path, provider: FakeProvider
+) -> None:
+    """A restore and the like commit first, which may be what fills the cache."""
+    async with opened(tmp_path / "s", provider, wait_limit=0.3) as store:
+        namespace, tree = await make(store)
+
+        def fail(name: str) -> None:
+            raise UnavailableError("the provider is down")
+
+        provider.fail = fail
+        node = await write(tree, b"f", random(60 * MIB))
+        for number in range(40):
+            await waiting(tree.write, node, 60 * MIB + number * 60_000, random(50_000))
+        assert not store.shard.crowded
+        async with store.volume(namespace).exclusive():
+            pass
+        assert store.shard.crowded
+        with pytest.raises(FsError):
+            await write(tree, b"g", random(MIB))

@@ -252,6 +252,26 @@ def test_damage_is_found_before_it_is_written_again(objects: LocalObjects) -> No
         seal(objects, SERIAL, {KEY: block}, 0, Sealed())
 
 
+@pytest.mark.parametrize("n", [0, MAX_PIECES])
+def test_a_block_whose_copies_are_not_all_here_is_rewritten_later(
+    objects: LocalObjects, monkeypatch: pytest.MonkeyPatch, n: int
+) -> None:
+    """A provider has them: a copy may be evicted at any moment, also while others are read."""
+    objects.backed.add(SERIAL)
+    block = _scattered(objects, MAX_PIECES + 1)
+    read, evicted = objects.read, block[n][2]
+
+    def reading(chunk: Chunk) -> bytes:
+        if chunk is evicted:
+            raise DamagedError("the object is missing")
+        return read(chunk)
+
+    put(block, 100_000, 100_010, b"n" * 10)
+    monkeypatch.setattr(objects, "read", reading)
+    _, done = seal(objects, SERIAL, {KEY: block}, 0, Sealed())
+    assert done[KEY][:-1] == block[:-1] and isinstance(done[KEY][-1][2], Chunk)
+
+
 # any history
 WRITES = st.lists(
     st.tuples(

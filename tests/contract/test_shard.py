@@ -526,17 +526,30 @@ async def test_fsync_covers_objects_first_and_the_journal_last(world: World, mon
     assert len(synced) == 3  # the object, its directory, the journal
 
 
-async def test_a_descriptor_that_was_closed_meanwhile_needs_no_sync(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its namespace was destroyed after the list was made; that is no failing disk."""
+@pytest.mark.logs_errors
+async def test_a_commit_that_cannot_sync_objects_ends_changes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another try would succeed without the bytes.  The journal keeps what it holds, for the next start."""
     tree = await world.make()
-    _write(tree, b"kept", b"x")
-    closed = os.dup(world.journal.fd)
-    os.close(closed)
-    monkeypatch.setattr(world.shard, "sync_descriptors", lambda: [closed, world.journal.fd])
-    await world.shard.sync()
-    assert world.shard.failure is None
+    await world.shard.commit()
+    _write(tree, b"kept", LARGE)
+    used = world.journal.used
+    fdatasync = os.fdatasync
+
+    def fails(fd: int) -> None:
+        if fd in world.objects.unsynced:
+            raise OSError(errno.EIO, "Input/output error")
+        fdatasync(fd)
+
+    with monkeypatch.context() as patched, pytest.raises(UnavailableError, match="check the disk"):
+        patched.setattr(os, "fdatasync", fails)
+        await world.shard.commit()
+    assert "check the disk" in world.shard.statistics().failure
+    assert world.journal.used == used
+    _refused(errno.EROFS, tree)
+    with pytest.raises(UnavailableError):
+        await world.shard.commit()
+    with pytest.raises(FsError, match="Input/output"):
+        await world.shard.sync()
 
 
 # ends and beginnings

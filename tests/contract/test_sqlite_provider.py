@@ -8,8 +8,10 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -385,3 +387,39 @@ async def test_a_full_disk_is_said_so_and_deleting_makes_room(
     assert await _listed(provider) == [("b", len(data))]
     assert rows(provider.path, "SELECT count(*) FROM piece") == [[8]]
     await provider.close()
+
+
+async def test_a_put_that_ends_while_pieces_are_swept_keeps_its_own(
+    provider: SqliteProvider, long: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sweep has seen them as loose; the last step of the put comes before it gets to them."""
+    listed, ended = threading.Event(), threading.Event()
+    read, step = provider._db.read, provider._step
+
+    def reading(statement: str, values: tuple[object, ...]) -> list[tuple[Any, ...]]:
+        found = read(statement, values)
+        if "FROM loose" in statement and found and not listed.is_set():
+            listed.set()
+            assert ended.wait(10)
+        return found
+
+    def stepping(put: Any) -> bool:
+        if put.id is not None:
+            assert listed.wait(10)
+        last = step(put)
+        if last and put.name == "long":
+            ended.set()
+        return last
+
+    await provider.put("other", b"x")
+    monkeypatch.setattr(provider._db, "read", reading)
+    monkeypatch.setattr(provider, "_step", stepping)
+    with trio.fail_after(20):
+        async with trio.open_nursery() as tasks:
+            tasks.start_soon(provider.put, "long", long)
+            while not provider._putting:
+                await trio.sleep(0.01)
+            await provider.delete(["other"])
+    data = long.read_bytes()
+    assert await provider.get("long", 0, len(data)) == data
+    assert rows(provider.path, "SELECT * FROM loose") == []

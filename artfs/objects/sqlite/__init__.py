@@ -194,6 +194,8 @@ class SqliteProvider:
             more = True
             while more:
                 with self._db.transaction(durable=False) as db:
+                    if db.execute("SELECT 1 FROM loose WHERE id = ?", (id,)).get is None:
+                        break  # its put has ended meanwhile, or another sweep
                     db.execute(
                         "DELETE FROM piece WHERE rowid IN (SELECT rowid FROM piece WHERE id = ? LIMIT ?)", (id, DELETED)
                     )
