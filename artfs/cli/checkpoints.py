@@ -113,7 +113,7 @@ def delete(ctx: Context) -> None:
     gone = ctx.call("checkpoint_delete", path=ctx.locate(ctx.args.path), name=ctx.args.name)
     ctx.out.result({"deleted": gone["id"]})
     if not ctx.out.json:
-        ctx.out.say(f"checkpoint {gone['name'] or gone['id']} is deleted")
+        ctx.out.say(f"checkpoint {gone['id']} is deleted")
 
 
 def diff(ctx: Context) -> None:

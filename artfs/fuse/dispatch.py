@@ -16,6 +16,7 @@ import trio
 
 from artfs.errors import ArtfsError, FsError
 from artfs.fuse.control import IOCTLS, CheckpointsTree
+from artfs.fuse.grid_tree import InfoTree
 from artfs.fuse.native import Function, Native, Opcode
 from artfs.fuse.requests import Caller, Requests
 from artfs.types import Access, Principal
@@ -132,6 +133,8 @@ class Guard:
         tree: Any = node.tree
         if isinstance(tree, CheckpointsTree):
             tree = tree.volume.tree
+        if isinstance(tree, InfoTree) and not self.principal.admin and self.checked:
+            raise FsError(errno.EACCES)
         if not isinstance(tree, Tree):
             return
         have = self.permit(self.principal, tree)

@@ -132,14 +132,18 @@ class Mount:
         return self.store.access(principal, namespace.sandbox, namespace.scope, namespace.owner)
 
     def _scope_uid(self, sandbox: str, scope: Scope, owner: str | None) -> int:
-        """The uid that may enter a scope directory; root where nobody is mapped to it."""
+        """The uid that may enter a scope directory: its session's or user's own before another of the same user; root
+        where nobody is mapped to it."""
+        found = 0
         for uid in sorted(self.store.settings.uid_map):
             principal = self.store.settings.principal(uid)
             if principal is None or principal.admin:
                 continue
             if self.store.access(principal, sandbox, scope, owner) is Access.WRITE:
-                return uid
-        return 0
+                if owner == (principal.session if scope is Scope.SESSION else principal.user):
+                    return uid
+                found = found or uid
+        return found
 
     # serving
     async def serve(self, ready: Callable[[], None]) -> None:

@@ -17,6 +17,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
+from shlex import quote
 from typing import cast
 
 from artfs.errors import BusyError, DamagedError, ExistsError, FormatError, InvalidError, NotFoundError
@@ -75,7 +76,7 @@ async def claim(provider: Provider, uuid: str, generation: int, *, known: bool =
         if name is not None:
             raise InvalidError(
                 f"{provider.url} holds objects of a store that cannot be told ({name}, but no {NAME}): choose "
-                f"another prefix, or bring that store back with `artfs recover {provider.url}`"
+                f"another prefix, or bring that store back with `artfs recover {quote(provider.url)}`"
             )
         if known:
             raise InvalidError(
@@ -128,13 +129,13 @@ async def _judge(provider: Provider, found: Marker | None, uuid: str, generation
     if found.uuid != uuid:
         raise InvalidError(
             f"{provider.url} belongs to another store ({found.uuid}, this one is {uuid}): choose another prefix, or "
-            f"bring that store to this machine with `artfs recover {provider.url}`"
+            f"bring that store to this machine with `artfs recover {quote(provider.url)}`"
         )
     if found.generation > generation:
         raise BusyError(
             f"the store was recovered elsewhere from {provider.url} (generation {found.generation}, here it is "
-            f"{generation}): use it there, or recover it again into an empty root with `artfs recover {provider.url}`; "
-            f"this copy writes nothing there any more"
+            f"{generation}): use it there, or recover it again into an empty root with "
+            f"`artfs recover {quote(provider.url)}`; this copy writes nothing there any more"
         )
     if found.generation < generation:
         await provider.put(NAME, Marker(uuid, generation, time.time_ns()).pack())

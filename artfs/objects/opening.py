@@ -35,6 +35,11 @@ _KEYS = ("key", "secret", "token", "password")
 """A name with such a word in it, which no option has, is a secret in the wrong place."""
 
 
+SQLITE_PATHS = "ARTIFACT_SQLITE_PATH", "SQLITE_DB_PATH"
+SQLITE_FILE = "artifacts.db"
+"""Where a store in one file is that nobody named a place for."""
+
+
 class Limits(Protocol):
     """What `artfs.settings.Settings` says about providers."""
 
@@ -138,8 +143,8 @@ def for_type(
             path = _first(given, "root_path", "path") or _first(env, "ARTIFACT_FS_ROOT", "VFS_ROOT_PATH") or "artifacts"
             url, known = Parsed("file", _absolute(path)).url, frozenset({"root_path", "path"})
         case "sqlite":
-            path = _first(given, "db_path", "path") or _first(env, "ARTIFACT_SQLITE_PATH", "SQLITE_DB_PATH")
-            url, known = Parsed("sqlite", _absolute(path or "artifacts.db")).url, frozenset({"db_path", "path"})
+            path = _first(given, "db_path", "path") or _first(env, *SQLITE_PATHS)
+            url, known = Parsed("sqlite", _absolute(path or SQLITE_FILE)).url, frozenset({"db_path", "path"})
         case "s3" | "ibm_cos":
             names = {"bucket_name": "bucket", "region_name": "region"}
             given = {names.get(name, name): value for name, value in given.items()}

@@ -22,7 +22,7 @@ from typing import Any, Self
 from artfs.errors import ArtfsError, InvalidError
 from artfs.exceptions import AccessDeniedError, SessionError
 from artfs.grid import Prefixes, check_id, session_key
-from artfs.objects.opening import for_type
+from artfs.objects.opening import SQLITE_FILE, SQLITE_PATHS, for_type
 from artfs.sessions.provider_factory import check_provider
 from artfs.sessions.session_manager import default_sandbox
 from artfs.store.choosing import REMOTE, Place, arguments_of, by_provider, choose, scope_homes
@@ -249,6 +249,8 @@ class ArtifactStore(
             return self._place.home or ""
         if kind == "filesystem" and not config:
             return ""  # the store's own directory
+        if kind == "sqlite" and not config and not any(self._environment.get(name) for name in SQLITE_PATHS):
+            config = {"db_path": str(self._place.root / SQLITE_FILE)} if self._place.root is not None else None
         return for_type(kind, self._configured(kind, config), self._environment)
 
     def _configured(self, kind: str, config: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import threading
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from functools import cache
@@ -30,6 +31,7 @@ from time import monotonic
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 
 from artfs.errors import ArtfsError, BusyError, ExistsError, NotFoundError, UnavailableError
 from artfs.loop import LOOP
@@ -42,11 +44,14 @@ from artfs.store.socket import Client
 from artfs.volume.waiting import MustWait
 
 log = logging.getLogger(__name__)
+_turns = threading.local()
 
 CLOSED = "Store is closed"
 FORKED = "stores do not outlive a fork: open them anew in the child"
 ROLE = "a Python program"
 IDLE = 1.0
+TURN = 0.005
+"""Seconds that calls which wait for nothing may keep the caller's loop."""
 TRIES = 20
 """Owners in a row that may die during one call."""
 HARMLESS = """api_ping api_info api_list api_read api_checkpoints api_diff api_session_info api_session_validate
@@ -227,6 +232,14 @@ async def _watch(opened: _Opened) -> None:
             await _end(opened, True)
 
 
+async def _turn() -> None:
+    """Let others have the caller's loop, now and then, before a call that waits for nothing."""
+    now = monotonic()
+    if now - getattr(_turns, "last", 0.0) > TURN:
+        await anyio.lowlevel.checkpoint()
+        _turns.last = monotonic()
+
+
 class Handle:
     """`root` None: in memory; `config`: URL of the provider of a store that is made new, "" for its own directory.
     May be used from several loops, one after another or at once."""
@@ -241,6 +254,7 @@ class Handle:
         """Errors: ArtfsError as the method; UnavailableError if the owner has gone, BusyError if it does not answer."""
         opened = self._opened
         if opened is not None and opened.service is not None and _is_plain(method) and not self.closed:
+            await _turn()
             if opened.pid != os.getpid():
                 raise UnavailableError(FORKED)
             try:

@@ -72,7 +72,7 @@ class Shard(Commits):
                 return
             except (ArtfsError, OSError) as error:
                 if isinstance(error, DamagedError) or monotonic() + delay >= limit:
-                    log.error("%s", error or "a provider did not answer in time")
+                    log.error("%s", str(error) or "a provider did not answer in time")
                     raise FsError(errno.EIO) from error
             await anyio.sleep(delay)
             delay = min(delay * 2, RETRY[1])

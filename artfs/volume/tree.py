@@ -24,6 +24,8 @@ PATH_MAX = 4096
 LINK_MAX = 1 << 31
 NOREPLACE, EXCHANGE = 1, 2
 RESERVED = frozenset((b".checkpoints",))
+VIRTUAL = RESERVED | {b"_meta.json", b".workspace"}
+"""What a mount shows in the root of a namespace, and nobody stores."""
 """Names in a namespace's root that belong to the control surface."""
 BLOB_DATA = b"_data"
 """The one file of a BLOB."""
@@ -311,7 +313,7 @@ class Tree(Directories):
         if node is None:
             raise FsError(errno.ENOENT)
         other = self.lookup(target, new)
-        if target.ino == ROOT and (new in RESERVED or self.blob):
+        if target.ino == ROOT and (new in VIRTUAL or self.blob):
             raise FsError(errno.EPERM)
         if target.nlink == 0:
             raise FsError(errno.ENOENT)

@@ -17,7 +17,7 @@ from fastapi.responses import Response, StreamingResponse
 from artfs import AccessDeniedError, ArtifactNotFoundError, ArtifactStore
 from artfs.models import StreamDownloadRequest, StreamUploadRequest
 from tests.contract.api import WHERE, a_store
-from tests.contract.loops import BACKENDS
+from tests.contract.loops import BACKENDS, on_both_loops
 
 CLIENTS = 12
 ROUNDS = 3
@@ -221,3 +221,27 @@ async def leave(client: httpx.AsyncClient, browser: Browser, after: float) -> No
     large = max(browser.mine, key=lambda id: len(browser.mine[id]))
     with anyio.move_on_after(after):
         await client.get(f"/streams/{large}", headers=browser.head)
+
+
+@on_both_loops
+async def test_calls_that_wait_for_nothing_leave_others_their_turn(tmp_path: Path) -> None:
+    async with a_store("memory", tmp_path) as store:
+        id = await store.store(b"x", mime="a/b")
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                await anyio.sleep(0.01)
+                ticks += 1
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(tick)
+            with anyio.fail_after(10):
+                while ticks < 10:
+                    assert await store.exists(id)
+            tasks.cancel_scope.cancel()
+        with anyio.move_on_after(0.05) as scope:
+            while True:
+                await store.exists(id)
+        assert scope.cancelled_caught

@@ -460,6 +460,23 @@ async def test_a_store_that_could_not_be_opened_is_not_asked_again(
 
 
 @on_both_loops
+async def test_objects_in_one_file_are_in_the_root_if_it_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two stores that run in the same directory do not meet there."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        async with ArtifactStore(root=tmp_path / name) as store:
+            made = await store.create_namespace(WORKSPACE, SANDBOX, "docs", provider_type="vfs-sqlite")
+            assert made.provider_type == "vfs-sqlite"
+            await store.write_namespace(made.namespace_id, b"x" * 100_000, "/f")
+        async with ArtifactStore(root=tmp_path / name) as store:
+            assert await store.read_namespace(made.namespace_id, "/f") == b"x" * 100_000
+        assert (tmp_path / name / "artifacts.db").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+@on_both_loops
 async def test_a_store_in_one_file(tmp_path: Path) -> None:
     path = tmp_path / "artifacts.db"
     data = os.urandom(200_000)

@@ -326,8 +326,7 @@ async def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert store.volume(namespace).checkpoints(all=True) == []
 
 
-@pytest.mark.parametrize("step", ["append_all", "sync"])
-async def test_a_store_whose_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+async def test_a_store_whose_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path_store(tmp_path)
     async with open_store(root, "test") as store:
         namespace = await a_namespace(store)
@@ -337,15 +336,40 @@ async def test_a_store_whose_disk_is_full(tmp_path: Path, monkeypatch: pytest.Mo
         def full(*args: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        whole = getattr(store.shard.objects, step)
         with monkeypatch.context() as patch:
-            # The commit that records the beginning syncs, too.
-            patch.setattr(store.shard.objects, step, lambda *a: full() if _is_importing(store) else whole(*a))
+            patch.setattr(store.shard.objects, "append_all", full)
             with pytest.raises(NoSpaceError, match="the disk is full"):
                 await import_(store, tmp_path / "f")
         assert list(store.catalogue.by_serial.values()) == [namespace]
         await store.shard.commit()
         assert store.shard.engine.records(IMPORTING) == {}
+    is_clean(root)
+
+
+@pytest.mark.logs_errors
+async def test_a_store_whose_disk_does_not_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes no changes any more; the next start takes away what came of the import."""
+    root = tmp_path_store(tmp_path)
+    fdatasync = os.fdatasync
+    async with open_store(root, "test") as store:
+        namespace = await a_namespace(store)
+        write(store.volume(namespace).tree, b"f", b"x" * 100_000)
+        await export(store, namespace, tmp_path / "f")
+
+        def fails(fd: int) -> None:
+            if _is_importing(store):
+                raise OSError(errno.EIO, "Input/output error")
+            fdatasync(fd)
+
+        monkeypatch.setattr(os, "fdatasync", fails)
+        with pytest.raises(ArtfsError):
+            await import_(store, tmp_path / "f", COPY)
+        assert store.shard.objects.broken is not None
+    monkeypatch.undo()
+    async with open_store(root, "test") as store:
+        await take_away(store, await left_behind(store))
+        assert store.shard.engine.records(IMPORTING) == {}
+        assert list(store.catalogue.by_serial.values()) == [namespace]
     is_clean(root)
 
 

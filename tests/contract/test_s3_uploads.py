@@ -129,7 +129,7 @@ async def test_a_failed_upload_is_aborted(moto: Server, tmp_path: Path) -> None:
             proxy.misbehave(Fault.ANSWER, {Kind.PART}, status=403, code="AccessDenied", count=1)
             with pytest.raises(DeniedError, match="object large"):
                 await provider.put("large", tmp_path / "large")
-            assert proxy.seen.count(Kind.ABORT) == 1 and uploads_left(moto, provider) == []
+            assert proxy.seen.count(Kind.ABORT) >= 1 and uploads_left(moto, provider) == []
             assert await names(provider) == []
 
 

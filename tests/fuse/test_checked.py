@@ -167,9 +167,20 @@ def test_nobody_gets_nothing(checked: Mounted) -> None:
             "attribute": result(os.getxattr, "default/shared/w/f", "user.k"),
             "write": result(os.open, "default/shared/w/f", os.O_WRONLY),
             "make": result(os.mkdir, "default/shared/x"),
+            "settings": result(os.open, ".artfs/config", os.O_RDONLY),
+            "state": result(os.open, ".artfs/status", os.O_RDONLY),
         }
 
     assert set(in_child(work, user=NOBODY).values()) == {"EACCES"}
+
+
+def test_a_session_and_its_user_are_each_in_their_own(tmp_path: Path) -> None:
+    """Both may enter what is the session's; the kernel lets one owner in, so that each has what is theirs."""
+    _prepare(tmp_path, '[uid_map]\n61001 = "user:carol"\n61003 = "session:s1"\n')
+    carol = User(61001, 61001)
+    with mounted(tmp_path, ("--checked",)) as mount, inside(mount.point):
+        for user, folder in ((carol, "user-carol"), (SESSION, "sess-s1")):
+            in_child(lambda folder=folder: _fill(Path("default", folder, "w")), user=user)  # type: ignore[misc]
 
 
 # every call, past what the kernel's permission bits allow

@@ -340,6 +340,9 @@ def test_virtual_files_of_a_workspace(mount: Mounted, shared: Path) -> None:
         assert not (shared / "w/d" / name).exists()
         assert result(os.unlink, shared / "w" / name) != "ok"
         assert result(os.truncate, shared / "w" / name, 0) == "EROFS"
+        (shared / "w/d/x").touch()
+        assert result(os.rename, shared / "w/d/x", shared / "w" / name) == "EPERM"
+        (shared / "w/d/x").unlink()
     os.rename(shared / "w", shared / "v")
     assert json.loads((shared / "v/_meta.json").read_bytes())["name"] == "v", "as it is when it is opened"
     assert os.listdir(shared / "v") == ["d"]
