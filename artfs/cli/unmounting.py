@@ -41,7 +41,7 @@ def add(commands: Commands) -> None:
     )
 
 
-def umount(ctx: Context) -> None:
+def umount(ctx: Context) -> int:
     from concurrent.futures import ThreadPoolExecutor
 
     point = os.path.realpath(ctx.args.point)
@@ -49,8 +49,7 @@ def umount(ctx: Context) -> None:
     entry = mounttable.at(point, mounts)
     if entry is None and (last := _ending(ctx.root, point)) is not None:
         wait_for_end(last)
-        _report(ctx, point, "ended", ctx.root, last)
-        return
+        return _report(ctx, point, "ended", ctx.root, last)
     if entry is None:
         raise NotFoundError(f"nothing is mounted at {point}; `findmnt -t {mounttable.TYPE}` lists artfs' mounts")
     if not entry.ours:
@@ -70,7 +69,7 @@ def umount(ctx: Context) -> None:
         task.result()
         if state == "alive" and not ctx.args.lazy and root is not None and pid is not None:
             _wait(line, root, pid)
-    _report(ctx, point, state, root, pid)
+    return _report(ctx, point, state, root, pid)
 
 
 def _wait(line: Progress, root: Path, pid: int) -> None:
@@ -87,13 +86,21 @@ def _ending(root: Path, point: str) -> int | None:
     return int(owner["pid"]) if owner["role"] == f"artfs mount {point}" and _hurry(root) else None
 
 
-def _report(ctx: Context, point: str, state: str, root: Path | None, pid: int | None) -> None:
-    behind, unsaved = {"bytes": 0, "objects": 0}, ""
+def _report(ctx: Context, point: str, state: str, root: Path | None, pid: int | None) -> int:
+    """Returns the exit code: 1 if a process that was alive could not commit all."""
+    behind, unsaved, uncommitted = {"bytes": 0, "objects": 0}, "", 0
     if root is not None and not ctx.args.lazy:
         behind, unsaved = left_behind(root), unsaved_trouble(root)
-    ctx.out.result({"point": point, "state": state, "pid": pid, "waiting": behind, "unsaved": unsaved})
+        uncommitted = records_left(root, pid) if state != "dead" else 0
+    found = {"point": point, "state": state, "pid": pid, "waiting": behind, "unsaved": unsaved}
+    ctx.out.result({**found, "uncommitted": uncommitted})
     if ctx.out.json:
-        return
+        return 1 if uncommitted else 0
+    if uncommitted:
+        ctx.out.say(
+            f"{uncommitted} changes could not be committed ({root}/mount.log says why). They are in the journal, and "
+            f"not lost; free some space on the disk of {root} before you mount it again"
+        )
     if unsaved:
         ctx.out.say(f"the newest metadata are not with the provider: {unsaved}; the next mount goes on with that")
     if behind["objects"]:
@@ -105,6 +112,7 @@ def _report(ctx: Context, point: str, state: str, root: Path | None, pid: int | 
         ctx.out.say(f"{point} was dead and is cleaned up; `artfs mount {point}` mounts it again")
     elif ctx.args.lazy:
         ctx.out.say(f"{point} is taken away; its process ends when the last program lets go of it")
+    return 1 if uncommitted else 0
 
 
 def holder(root: Path) -> int | None:
@@ -195,6 +203,25 @@ def unsaved_trouble(root: Path) -> str:
     from artfs.volume.noted import read_note
 
     return read_note(root).trouble
+
+
+def records_left(root: Path, pid: int | None) -> int:
+    """Changes in the journal that the database has not, if nobody took the store over from that process."""
+    import sqlite3
+
+    from artfs.volume.journal import Journal
+
+    path = root / "journal"
+    try:
+        if holder(root) not in (None, pid):
+            return 0
+        with closing(sqlite3.connect(f"file:{quote(str(root / 'meta.db'))}?mode=ro", uri=True)) as db:
+            row = db.execute("SELECT doc FROM record WHERE kind = 'journal' AND id = 'state'").fetchone()
+        with closing(Journal(path, path.stat().st_size)) as journal:
+            journal.seek(row[0])
+            return sum(1 for _ in journal.replay())
+    except (OSError, sqlite3.Error, ArtfsError, ValueError, TypeError):  # another owner has come, or fsck has to tell
+        return 0
 
 
 def left_behind(root: Path) -> dict[str, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -145,6 +146,27 @@ def test_it_recovers_without_a_remount(disk: SmallDisk, tmp_path: Path, size: in
         for turn in range(2):
             assert (workspace / f"before{turn}").read_bytes() == content
             assert (workspace / f"after{turn}").read_bytes() == content
+
+
+def test_an_unmount_says_what_could_not_be_committed(disk: SmallDisk, tmp_path: Path) -> None:
+    with mounted_on(disk, tmp_path) as mount:
+        workspace = mount.workspace("w")
+        content = os.urandom(20_000)
+        disk.fill()
+        number = 0
+        while write(workspace / f"f{number}", content) == 0:
+            number += 1
+        umount = [sys.executable, "-m", "artfs", "umount", str(mount.point)]
+        done = subprocess.run(umount, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 1 and "could not be committed" in done.stderr + done.stdout, done
+        mount.stop()
+        disk.drain()
+        mount.start()
+        assert number > 10
+        assert all((workspace / f"f{n}").read_bytes() == content for n in range(number))
+        done = subprocess.run(umount, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0 and "could not" not in done.stderr, done
+        mount.stop()
 
 
 def test_removing_makes_room_on_a_full_disk(disk: SmallDisk, tmp_path: Path) -> None:
