@@ -81,6 +81,12 @@ class DeniedError(ArtfsError, PermissionError):
     http_status = 403
 
 
+class NoAccessError(DeniedError):
+    """This process itself is refused: by a provider, a disk or what has a key."""
+
+    http_status = 502
+
+
 class BusyError(ArtfsError):
     errno = _errno.EBUSY
     exit_code = 5

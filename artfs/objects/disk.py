@@ -28,9 +28,9 @@ from artfs.durable import sync_directory
 from artfs.errors import (
     ArtfsError,
     BusyError,
-    DeniedError,
     ExistsError,
     InvalidError,
+    NoAccessError,
     NoSpaceError,
     NotFoundError,
     UnavailableError,
@@ -331,7 +331,7 @@ def _failure(error: OSError, what: str, writing: bool) -> ArtfsError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoSpaceError(f"no room for {what}; free some space")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return DeniedError(f"{what}: {error.strerror}; let this user read and write there")
+        return NoAccessError(f"{what}: {error.strerror}; let this user read and write there")
     if error.errno == errno.ENAMETOOLONG or (writing and error.errno in (errno.ENOTDIR, errno.EISDIR)):
         return InvalidError(f"{what} cannot have this name: {error.strerror}")
     if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR) and not writing:

@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
-from artfs.errors import DamagedError, DeniedError, FormatError, InvalidError
+from artfs.errors import DamagedError, FormatError, InvalidError, NoAccessError
 from artfs.objects.keys import KEY_SIZE, key_id
 
 MAGIC = b"artfsobj"
@@ -271,7 +271,7 @@ def _parse(form: Form, name: str, data: bytes) -> tuple[int, int, bytes]:
     if zero or not 4096 <= frame <= 16 << 20:
         raise _damaged(name, "its header cannot be")
     if key != form.key_id:
-        raise DeniedError(
+        raise NoAccessError(
             f"object {name} is encrypted with the key {key.hex()}, but encryption_key leads to {form.key_id.hex()}"
         )
     return size, frame, salt

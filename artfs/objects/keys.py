@@ -19,7 +19,7 @@ import shlex
 import subprocess
 from pathlib import Path
 
-from artfs.errors import DeniedError, InvalidError, NotFoundError, UnavailableError
+from artfs.errors import InvalidError, NoAccessError, NotFoundError, UnavailableError
 
 KEY_SIZE = 32
 FORMS = f"{KEY_SIZE} bytes, or {2 * KEY_SIZE} hexadecimal digits, or base64 of {KEY_SIZE} bytes"
@@ -56,7 +56,7 @@ def _file(spec: str, path: Path) -> bytes:
     except FileNotFoundError as error:
         raise NotFoundError(f"encryption_key {spec}: no such file") from error
     except OSError as error:
-        raise DeniedError(f"encryption_key {spec} cannot be read: {error.strerror}") from error
+        raise NoAccessError(f"encryption_key {spec} cannot be read: {error.strerror}") from error
 
 
 def _output(spec: str, line: str, patience: float) -> bytes:
@@ -66,14 +66,14 @@ def _output(spec: str, line: str, patience: float) -> bytes:
     except FileNotFoundError as error:
         raise NotFoundError(f"encryption_key {spec}: no such program") from error
     except OSError as error:
-        raise DeniedError(f"encryption_key {spec} cannot be run: {error.strerror}") from error
+        raise NoAccessError(f"encryption_key {spec} cannot be run: {error.strerror}") from error
     except subprocess.TimeoutExpired:
         # `from None`: the error holds what was printed so far.
         raise UnavailableError(f"encryption_key {spec}: no answer within {patience:g} s") from None
     except ValueError as error:
         raise InvalidError(f"encryption_key {spec} cannot be split into words: {error}") from error
     if done.returncode:
-        raise DeniedError(f"encryption_key {spec} failed with status {done.returncode}; run it by hand to see why")
+        raise NoAccessError(f"encryption_key {spec} failed with status {done.returncode}; run it by hand to see why")
     return done.stdout
 
 

@@ -28,7 +28,7 @@ import anyio
 from anyio import to_thread
 from anyio.lowlevel import RunVar
 
-from artfs.errors import DeniedError, InvalidError, UnavailableError
+from artfs.errors import InvalidError, NoAccessError, UnavailableError
 from artfs.objects.s3_bodies import Body, content_md5
 from artfs.objects.s3_errors import Refused
 from artfs.types import DEFAULT_MAX_RETRIES
@@ -197,7 +197,7 @@ def _keys(place: Place) -> dict[str, str]:
     names = {"aws_access_key_id": "IBM_COS_ACCESS_KEY", "aws_secret_access_key": "IBM_COS_SECRET_KEY"}
     keys = {argument: os.environ.get(name, "") for argument, name in names.items()}
     if not all(keys.values()):
-        raise DeniedError("there are no credentials for IBM COS: set IBM_COS_ACCESS_KEY and IBM_COS_SECRET_KEY")
+        raise NoAccessError("there are no credentials for IBM COS: set IBM_COS_ACCESS_KEY and IBM_COS_SECRET_KEY")
     return keys
 
 

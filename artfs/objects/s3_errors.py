@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from artfs.errors import (
     ArtfsError,
     BusyError,
-    DeniedError,
     InvalidError,
+    NoAccessError,
     NoSpaceError,
     NotFoundError,
     UnavailableError,
@@ -37,11 +37,11 @@ class Meaning(NamedTuple):
 _NO_OBJECT = Meaning(NotFoundError, "there is no such object", "")
 _NOTHING = Meaning(NotFoundError, "it is not there", "")
 _NO_BUCKET = Meaning(NotFoundError, "there is no such bucket", "make it, or name another one")
-_BAD_KEY = Meaning(DeniedError, "the credentials are refused", _CREDENTIALS)
-_OLD_KEY = Meaning(DeniedError, "the credentials have expired", "renew the session token or the login")
-_NO_KEY = Meaning(DeniedError, "there are no credentials", _CREDENTIALS)
-_FORBIDDEN = Meaning(DeniedError, "it is not permitted", "allow the credentials to list, get, put and delete there")
-_KMS = Meaning(DeniedError, "the encryption key cannot be used", "check kms_key, and allow the credentials to use it")
+_BAD_KEY = Meaning(NoAccessError, "the credentials are refused", _CREDENTIALS)
+_OLD_KEY = Meaning(NoAccessError, "the credentials have expired", "renew the session token or the login")
+_NO_KEY = Meaning(NoAccessError, "there are no credentials", _CREDENTIALS)
+_FORBIDDEN = Meaning(NoAccessError, "it is not permitted", "allow the credentials to list, get, put and delete there")
+_KMS = Meaning(NoAccessError, "the encryption key cannot be used", "check kms_key, and allow the credentials to use it")
 _CLOCK = Meaning(InvalidError, "the clock of this machine is wrong", "set the time, as with NTP")
 _REGION = Meaning(InvalidError, "the bucket is in another region", "set region in the provider's URL")
 _NAME = Meaning(InvalidError, "that is no name of a bucket", "correct the provider's URL")

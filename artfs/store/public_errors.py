@@ -20,6 +20,7 @@ from artfs.errors import (
     FormatError,
     FsError,
     InvalidError,
+    NoAccessError,
     NoSpaceError,
     NotFoundError,
     UnavailableError,
@@ -69,6 +70,7 @@ class FileOperationError(api.ArtifactStoreError, OSError):  # type: ignore[misc]
 KINDS: list[tuple[type[ArtfsError], type[api.ArtifactStoreError]]] = [
     (ExpiredError, api.ArtifactExpiredError),
     (NotFoundError, api.ArtifactNotFoundError),
+    (NoAccessError, api.ProviderError),
     (DeniedError, api.AccessDeniedError),
     (DamagedError, api.ArtifactCorruptedError),
     (FormatError, StoreFormatError),

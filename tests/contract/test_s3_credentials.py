@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
@@ -14,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from artfs import ArtifactStore, ProviderError
 from artfs.errors import DeniedError
 from artfs.objects.opening import open_provider
+from tests.contract.loops import on_both_loops
 from tests.servers import Server, rclone, servers
 
 __all__ = ["rclone", "servers"]  # fixtures
@@ -166,3 +169,17 @@ async def test_a_program_that_tells_them(
     config.write_text(f"[default]\ncredential_process = {sys.executable} {program}\n")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
     await try_it(rclone)
+
+
+@on_both_loops
+async def test_a_caller_is_not_told_that_he_is_denied_what_the_store_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(ProviderError, match="there are no credentials") as caught:
+        async with ArtifactStore(storage_provider="s3", root=tmp_path / "root"):
+            pass
+    assert caught.value.http_status == 502

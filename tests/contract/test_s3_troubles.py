@@ -15,9 +15,9 @@ import trio
 from artfs.errors import (
     ArtfsError,
     BusyError,
-    DeniedError,
     ExistsError,
     InvalidError,
+    NoAccessError,
     NoSpaceError,
     NotFoundError,
     UnavailableError,
@@ -249,7 +249,7 @@ async def test_wrong_credentials(rclone: Server, monkeypatch: pytest.MonkeyPatch
     for name, value in {"AWS_SECRET_ACCESS_KEY": "not-that-secret", "AWS_ACCESS_KEY_ID": "nobody-knows"}.items():
         monkeypatch.setenv(name, value)
         async with opened(rclone.place()) as provider:
-            with pytest.raises(DeniedError, match=r"the credentials are refused .*set AWS_ACCESS_KEY_ID") as caught:
+            with pytest.raises(NoAccessError, match=r"the credentials are refused .*set AWS_ACCESS_KEY_ID") as caught:
                 await provider.check()
             assert value not in str(caught.value)
 
@@ -259,7 +259,7 @@ async def test_no_credentials(answering: Answering, monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     async with opened(answering.url()) as provider:
         for call in (provider.check, lambda: provider.sign_get("a", 60)):
-            with pytest.raises(DeniedError, match=r"there are no credentials .*set AWS_ACCESS_KEY_ID"):
+            with pytest.raises(NoAccessError, match=r"there are no credentials .*set AWS_ACCESS_KEY_ID"):
                 await call()
     assert answering.said == []
 
@@ -267,12 +267,12 @@ async def test_no_credentials(answering: Answering, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("status", "code", "more", "kind", "message"),
     [
-        (403, "AccessDenied", "", DeniedError, "not permitted"),
+        (403, "AccessDenied", "", NoAccessError, "not permitted"),
         (403, "RequestTimeTooSkewed", "", InvalidError, "the clock of this machine is wrong"),
         (400, "AuthorizationHeaderMalformed", "<Region>eu-west-1</Region>", InvalidError, "set region=eu-west-1"),
         (301, "PermanentRedirect", "", InvalidError, "in another region"),
-        (400, "ExpiredToken", "", DeniedError, "have expired; renew|have expired .*renew"),
-        (400, "KMS.DisabledException", "", DeniedError, "check kms_key"),
+        (400, "ExpiredToken", "", NoAccessError, "have expired; renew|have expired .*renew"),
+        (400, "KMS.DisabledException", "", NoAccessError, "check kms_key"),
         (400, "InvalidRequest", "", InvalidError, "InvalidRequest: said so"),
         (507, "XMinioStorageFull", "", NoSpaceError, "free some space"),
         (412, "PreconditionFailed", "", BusyError, "changed"),
@@ -299,6 +299,6 @@ async def test_a_permission_that_is_missing_is_named(moto: Server) -> None:
         for kind, word in ((Kind.LIST, "list"), (Kind.PUT, "put"), (Kind.GET, "get"), (Kind.DELETE, "delete")):
             async with opened(moto.place(endpoint_url=proxy.url)) as provider:
                 proxy.misbehave(Fault.ANSWER, {kind}, status=403, code="AccessDenied")
-                with pytest.raises(DeniedError, match=f"trying to {word}, bucket"):
+                with pytest.raises(NoAccessError, match=f"trying to {word}, bucket"):
                     await provider.check()
                 proxy.heal()

@@ -22,9 +22,9 @@ from artfs.durable import sync_directory
 from artfs.errors import (
     ArtfsError,
     DamagedError,
-    DeniedError,
     FormatError,
     InvalidError,
+    NoAccessError,
     NoSpaceError,
     NotFoundError,
     UnavailableError,
@@ -172,7 +172,7 @@ class ObjectFile:
         if isinstance(error, apsw.FullError) or system in _FULL:
             return NoSpaceError(f"{self.path}: the disk is full; free some space")
         if isinstance(error, apsw.ReadOnlyError | apsw.PermissionsError | apsw.CantOpenError):
-            return DeniedError(
+            return NoAccessError(
                 f"{self.path} cannot be written ({error}); let this user read and write it, and beside it"
             )
         if isinstance(error, _DAMAGE):
