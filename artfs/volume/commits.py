@@ -50,8 +50,10 @@ KICK_SHARE = 4
 class NotSynced(UnavailableError):
     """The disk may have dropped what it was told to keep: no promise can be made any more."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__(f"fsync of the store failed: {os.strerror(number)}; check the disk, then remount")
+
+def not_synced(error: OSError) -> NotSynced:
+    why = os.strerror(error.errno or errno.EIO)
+    return NotSynced(f"fsync of the store failed: {why}; check the disk, then remount")
 
 
 class Commits(Trees):
@@ -225,7 +227,7 @@ class Commits(Trees):
         try:
             self.objects.sync()
         except OSError as error:
-            raise NotSynced(error.errno or errno.EIO) from error
+            raise not_synced(error) from error
         self.engine.commit(batches, records)
         return sealed, lists
 

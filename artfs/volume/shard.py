@@ -21,7 +21,7 @@ from anyio import to_thread
 
 from artfs.blocks import Chunk
 from artfs.errors import ArtfsError, DamagedError, FsError
-from artfs.volume.commits import RETRY, Commits, NotSynced
+from artfs.volume.commits import RETRY, Commits, NotSynced, not_synced
 from artfs.volume.journal import Journal
 from artfs.volume.replay import replay
 
@@ -113,7 +113,7 @@ class Shard(Commits):
 
     def sync_failed(self, number: int) -> None:
         """A sync of the objects or of the journal did."""
-        self.damaged(NotSynced(number))
+        self.damaged(not_synced(OSError(number, "")))
 
     async def close(self) -> None:
         """Commit what is left and let go of everything.  Errors: as `commit`; everything is let go of all the same."""

@@ -26,6 +26,7 @@ from artfs.errors import (
     ExpiredError,
     FsError,
     InvalidError,
+    NoAccessError,
     NotFoundError,
     PathError,
     UnavailableError,
@@ -37,6 +38,7 @@ from artfs.store.connecting import Caller, connect, serving
 from artfs.store.opening import open_store
 from artfs.store.service import Service
 from artfs.store.socket import Client
+from artfs.volume.commits import not_synced
 
 REPOSITORY = Path(__file__).parents[2]
 WS = "default/shared/ws"
@@ -366,6 +368,8 @@ def test_an_error_of_the_body_is_not_wrapped(root: Path, loop: str) -> None:
         BusyError("f"),
         DamagedError("g"),
         ArtfsError("h"),
+        NoAccessError("i"),
+        not_synced(OSError(errno.EIO, "")),
     ],
     ids=lambda error: type(error).__name__,
 )
