@@ -53,6 +53,7 @@ class _Private:
 
     async def _run(self) -> None:
         self.loop, self._over = asyncio.get_running_loop(), asyncio.Event()
+        self.loop.set_exception_handler(_report)
         self._ready.set()
         await self._over.wait()
 
@@ -61,6 +62,13 @@ class _Private:
         if self.process == os.getpid() and self._thread.is_alive():
             self.loop.call_soon_threadsafe(self._over.set)
             self._thread.join(END_SECONDS)
+
+
+def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What a client's own task met and nobody asked for: whoever made the request has its error already when that is
+    a lost connection (aiohttp writes in a task that it may forget)."""
+    if not isinstance(context.get("exception"), ConnectionError):
+        loop.default_exception_handler(context)
 
 
 def _private_loop() -> asyncio.AbstractEventLoop:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import subprocess
 import sys
@@ -231,3 +232,26 @@ print(asyncio.run(main()), "trio" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "42 False\n"
+
+
+def test_a_connection_that_a_forgotten_task_lost_is_not_reported(caplog: pytest.LogCaptureFixture) -> None:
+    """All else that such a task meets is."""
+
+    async def forget(error: Exception) -> None:
+        async def work() -> None:
+            raise error
+
+        task = asyncio.create_task(work())
+        await asyncio.sleep(0)
+        del task
+        gc.collect()
+
+    async def main() -> None:
+        bridge = Bridge()
+        await bridge.call(forget, ConnectionResetError("closing"))
+        assert not caplog.records
+        await bridge.call(forget, KeyError("k"))
+
+    trio.run(main)
+    assert ["never retrieved" in record.message for record in caplog.records] == [True]
+    caplog.clear()
