@@ -234,6 +234,7 @@ print(asyncio.run(main()), "trio" in sys.modules)
     assert done.stdout == "42 False\n"
 
 
+@pytest.mark.logs_errors
 def test_a_connection_that_a_forgotten_task_lost_is_not_reported(caplog: pytest.LogCaptureFixture) -> None:
     """All else that such a task meets is."""
 
@@ -254,4 +255,3 @@ def test_a_connection_that_a_forgotten_task_lost_is_not_reported(caplog: pytest.
 
     trio.run(main)
     assert ["never retrieved" in record.message for record in caplog.records] == [True]
-    caplog.clear()
