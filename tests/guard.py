@@ -86,7 +86,7 @@ def started_with(process: Path) -> tuple[bytes, bytes]:
         if environment or command or time.monotonic() > until:
             return environment, command
         (process / "exe").readlink()  # the kernel's threads have none
-        time.sleep(0.001)
+        time.sleep(0.001)  # until the kernel has the program: nothing tells when
 
 
 def own_processes(mark: str) -> dict[int, str]:

@@ -239,7 +239,7 @@ def _space(facts: Facts) -> Finding:
     what = f"{facts.store_free / GIB:.1f} GiB free at {facts.store_parent}"
     remedy = f"df -h {facts.store_parent}    then free some, or choose another place with artfs --root DIR"
     if facts.store_free < 256 * MIB:
-        why = "the journal alone takes 128 MiB; writers will get ENOSPC"
+        why = "the journal alone takes 128 MiB by default; writers will get ENOSPC"
         return Finding("space", Status.PROBLEM, what, why, remedy)
     if facts.store_free_inodes is not None and facts.store_free_inodes < 1000:
         what = f"{facts.store_free_inodes} inodes free at {facts.store_parent}"

@@ -95,7 +95,9 @@ def mount(ctx: Context) -> int:
 def remount(ctx: Context, options: MountOptions) -> int:
     """Give a mount that is there other options of the kernel's.  Errors: InvalidError, NotFoundError, ArtfsError."""
     args = ctx.args
-    if args.path is not None or args.who is not None or args.checked or args.foreground:
+    # mount(8) repeats what is in fstab, and what the kernel's table shows.
+    ours = options.path or options.who or options.sandbox or options.checked or options.allow_other
+    if args.path or args.who or args.sandbox or args.checked or args.foreground or (ours and not options.all_named):
         raise InvalidError("remount changes the kernel's options alone; unmount, and mount with the others")
     point = os.path.realpath(args.point)
     entry = mounttable.at(point, mounttable.read_mounts())
@@ -103,7 +105,7 @@ def remount(ctx: Context, options: MountOptions) -> int:
         raise NotFoundError(f"no mount of artfs is at {point}; `findmnt -t {mounttable.TYPE}` lists them")
     flags = options.passed if "ro" in options.passed else [*options.passed, "rw"]
     mounttable.remount(point, flags, keep=not options.all_named)
-    ctx.out.result({"point": point, "options": options.passed})
+    ctx.out.result({"point": point, "options": flags})
     return 0
 
 

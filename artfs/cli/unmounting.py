@@ -98,8 +98,8 @@ def _report(ctx: Context, point: str, state: str, root: Path | None, pid: int | 
         return 1 if uncommitted else 0
     if uncommitted:
         ctx.out.say(
-            f"{uncommitted} changes could not be committed ({root}/mount.log says why). They are in the journal, and "
-            f"not lost; free some space on the disk of {root} before you mount it again"
+            f"{uncommitted} changes could not be committed; {root}/mount.log says why. They are in the journal, and "
+            f"not lost: mend that before you mount it again (a full disk needs some tens of MiB)"
         )
     if unsaved:
         ctx.out.say(f"the newest metadata are not with the provider: {unsaved}; the next mount goes on with that")

@@ -38,27 +38,29 @@ class Descriptors:
             self._writes += 1
             (self.sealing if sealing else self.unsynced)[fd] = self._writes
 
-    def _use(self, fd: int) -> None:
-        self._busy[fd] = self._busy.get(fd, 0) + 1
+    def _use(self, *fds: int) -> None:
+        """They stay open until `_let_go`.  REQUIRES: the lock, and that they are open."""
+        for fd in fds:
+            self._busy[fd] = self._busy.get(fd, 0) + 1
 
-    def _let_go(self, fd: int) -> None:
-        self._busy[fd] -= 1
-        if not self._busy[fd]:
-            del self._busy[fd]
+    def _let_go(self, *fds: int) -> None:
+        """REQUIRES: the lock."""
+        for fd in fds:
+            self._busy[fd] -= 1
+            if not self._busy[fd]:
+                del self._busy[fd]
 
     @contextmanager
     def using(self, fds: Iterable[int]) -> Iterator[None]:
         """None of these is closed meanwhile.  REQUIRES: they are open, which the loop's thread knows of `unsynced`."""
         fds = list(fds)
         with self._lock:
-            for fd in fds:
-                self._use(fd)
+            self._use(*fds)
         try:
             yield
         finally:
             with self._lock:
-                for fd in fds:
-                    self._let_go(fd)
+                self._let_go(*fds)
 
     def sync(self) -> None:
         """fdatasync of everything appended so far.  Errors: OSError, and from then on always: the kernel says once that
@@ -68,8 +70,7 @@ class Descriptors:
                 raise self.broken
             with self._lock:
                 todo = dict(grown)
-                for fd in todo:
-                    self._use(fd)
+                self._use(*todo)
             try:
                 for fd, write in todo.items():
                     os.fdatasync(fd)
@@ -81,8 +82,7 @@ class Descriptors:
                 raise
             finally:
                 with self._lock:
-                    for fd in todo:
-                        self._let_go(fd)
+                    self._let_go(*todo)
 
     def reap(self) -> None:
         """Close the descriptors that nobody can still be using.  On the loop's thread, now and then."""

@@ -388,9 +388,9 @@ class ArtifactTransfers(ArtifactSearch):
         uploads = self.store.blobs.uploads
         try:
             self._pending(upload_id, who, sandbox)
-            await uploads.abort(upload_id)
         except NotFoundError:
             if uploads.ended(upload_id) == "registered":
                 raise
             return
+        await uploads.abort(upload_id)
         self.store.catalogue.records[PURPOSE, upload_id] = None

@@ -267,6 +267,7 @@ def test_mount_8_and_fstab(store_root: Path, mount_point: Path, tmp_path: Path) 
     touch {mount_point}/default/shared/web/f
     grep -c ' {mount_point} rw,.*noexec,.* - fuse.artfs ' /proc/self/mountinfo
     ! {python} -m artfs mount --checked -o remount {mount_point} || exit 1
+    ! {python} -m artfs mount -o remount,path=default/shared {mount_point} || exit 1
     ! {python} -m artfs mount -o remount {tmp_path} || exit 1
     umount {mount_point}
     for i in $(seq 100); do flock -n {store_root}/lock true && break; sleep 0.05; done

@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def checked(tmp_path: Path) -> Iterator[Mounted]:
     _prepare(tmp_path)
     with mounted(tmp_path, ("--checked",)) as mount, inside(mount.point):
         for user, folder in SCOPES.items():
-            in_child(lambda folder=folder: _fill(Path("default", folder, "w")), user=user)  # type: ignore[misc]
+            in_child(partial(_fill, Path("default", folder, "w")), user=user)
         _fill(Path("default/shared/w"))
         # What is refused below is refused for who asks, not by these.
         for folder in ("shared", *SCOPES.values()):
@@ -180,7 +181,7 @@ def test_a_session_and_its_user_are_each_in_their_own(tmp_path: Path) -> None:
     carol = User(61001, 61001)
     with mounted(tmp_path, ("--checked",)) as mount, inside(mount.point):
         for user, folder in ((carol, "user-carol"), (SESSION, "sess-s1")):
-            in_child(lambda folder=folder: _fill(Path("default", folder, "w")), user=user)  # type: ignore[misc]
+            in_child(partial(_fill, Path("default", folder, "w")), user=user)
 
 
 # every call, past what the kernel's permission bits allow
